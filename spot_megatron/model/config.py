@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -77,8 +76,7 @@ def transformer_config(hf: HFModelConfig, recipe: Recipe, device: str) -> Transf
         **_recompute(recipe.memory.recompute),
         **_fp8(recipe.precision),
     )
-    known = {field.name for field in fields(TransformerConfig)}
-    return TransformerConfig(**{key: value for key, value in options.items() if key in known})
+    return TransformerConfig(**options)
 
 
 def check_parallel(hf: HFModelConfig, parallel: Parallel) -> None:

@@ -23,6 +23,7 @@ from spot_megatron.model.config import has_transformer_engine, padded_vocab_size
 from spot_megatron.model.embedding import embed
 from spot_megatron.model.logprob import linear_logprob
 from spot_megatron.model.norm import RMSNorm
+from spot_megatron.parallel.versions import mark_split_weights
 from spot_megatron.weights.hf_config import HFModelConfig
 
 
@@ -56,8 +57,8 @@ class PairGPT(GPTModel):
         # One gather of rows: the last shared row predicts the first token of both suffixes, so it stands here twice;
         # rows of the prompt are absent.
         rows_SH = self._whole_rows(hidden_states)[:, 0].index_select(0, layout.head_row)
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        weight_VpH = self.output_layer.weight if weight is None else weight
+        holder = self.embedding.word_embeddings if self.head_is_embedding else self.output_layer
+        weight_VpH = _weight_of(holder)
         group = self.pg_collection.tp
         return linear_logprob(
             rows_SH,
@@ -71,7 +72,7 @@ class PairGPT(GPTModel):
 
     def _embed(self, ids_T: Tensor) -> Tensor:
         """[T, 1, H] on every tensor rank, or its part of the rows when the sequence is split."""
-        weight_VpH = self.embedding.word_embeddings.weight
+        weight_VpH = _weight_of(self.embedding.word_embeddings)
         part_T1H = embed(ids_T, weight_VpH, vocab_start=self.pg_collection.tp.rank() * weight_VpH.shape[0])[:, None]
         if self.config.sequence_parallel:
             return tensor_parallel.reduce_scatter_to_sequence_parallel_region(part_T1H)
@@ -82,6 +83,14 @@ class PairGPT(GPTModel):
         if self.config.sequence_parallel:
             return tensor_parallel.gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True)
         return tensor_parallel.copy_to_tensor_model_parallel_region(hidden_states)
+
+
+def _weight_of(module: torch.nn.Module) -> Tensor:
+    """The weight of a module that is not called itself. Megatron's DDP waits in a hook of that call until the updated
+    weight has been gathered, so the hook runs here."""
+    for hook in module._forward_pre_hooks.values():
+        hook(module, ())
+    return module.weight
 
 
 def build_model(config: TransformerConfig, hf: HFModelConfig) -> list[PairGPT]:
@@ -105,28 +114,12 @@ def build_model(config: TransformerConfig, hf: HFModelConfig) -> list[PairGPT]:
             vp_stage=vp_stage,
             real_vocab_size=hf.vocab_size,
         )
-        _mark_split_weights(model)
+        mark_split_weights(model)
         _mark_expert_weights(model)
         # Rows are picked by position id, so the table must be whole: Megatron would cut it for context parallelism.
         model.rotary_pos_emb.cp_group = None
         chunks.append(model.cuda(torch.cuda.current_device()))
     return chunks
-
-
-def _mark_split_weights(model: PairGPT) -> None:
-    """Marks the weights that tensor ranks split, which Megatron before 0.17 does only when it also initialises them.
-
-    Without the mark the gradient norm counts only the first rank's shard of them.
-    """
-    split_dims = {
-        tensor_parallel.VocabParallelEmbedding: 0,
-        tensor_parallel.ColumnParallelLinear: 0,
-        tensor_parallel.RowParallelLinear: 1,
-    }
-    for module in model.modules():
-        dim = next((dim for kind, dim in split_dims.items() if isinstance(module, kind)), None)
-        if dim is not None and module.weight is not None and not hasattr(module.weight, "tensor_model_parallel"):
-            tensor_parallel.set_tensor_model_parallel_attributes(module.weight, True, dim, 1)
 
 
 def _mark_expert_weights(model: PairGPT) -> None:

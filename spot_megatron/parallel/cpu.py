@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from spot_megatron.parallel.versions import name_engine_gemm
+
 _FACTORIES = ("arange", "empty", "full", "ones", "rand", "randn", "tensor", "zeros")
 _LIKE_FACTORIES = ("empty_like", "full_like", "ones_like", "zeros_like")
 _redirected = False
@@ -112,10 +114,7 @@ def _redirect_type_names() -> None:
 
 
 def _redirect_experts() -> None:
-    """The dispatcher counts its tokens in tensors that it turns to NumPy only if they are on CUDA.
-
-    Without Transformer Engine the router asks for a name that was never defined.
-    """
+    """The dispatcher counts its tokens in tensors that it turns to NumPy only if they are on CUDA."""
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     def to_numpy(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
@@ -124,8 +123,7 @@ def _redirect_experts() -> None:
 
     torch.compiler.set_stance("force_eager")  # the router is compiled, and Dynamo refuses one stand-in for two names
     moe_utils.maybe_move_tensor_to_cpu = token_dispatcher.maybe_move_tensor_to_cpu = to_numpy
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
+    name_engine_gemm(moe_utils)
 
 
 def _skip_lone_collectives() -> None:

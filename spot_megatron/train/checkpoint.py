@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.optimizer import MegatronOptimizer
@@ -26,6 +25,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from spot_megatron.errors import CheckpointError
 from spot_megatron.objective.shift import RewardShift
+from spot_megatron.parallel.versions import own_step_counters, ready_to_load
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.optim import Policy
 from spot_megatron.weights.megatron_files import load_model, model_state, save_model
@@ -115,47 +115,13 @@ def load(checkpoint: Path, policy: Policy, shift: RewardShift, fixed: dict[str, 
 def _load_optimizer(optimizer: MegatronOptimizer, policy: Policy, folder: Path) -> None:
     parts = _distributed_parts(optimizer)
     for part in parts:
-        _prime(part)
-        if isinstance(part.optimizer, torch.optim.AdamW):
-            part._set_main_param_and_optimizer_states = _setter_of(part)
+        ready_to_load(part)
     wanted = optimizer.sharded_state_dict(model_state(policy.bare), is_loading=True, metadata=METADATA)
     loaded = dist_checkpointing.load({"optimizer": wanted}, str(folder))
     optimizer.load_state_dict(loaded["optimizer"])
     for part in parts:
-        _own_step_counters(part)
+        own_step_counters(part)
 
 
 def _distributed_parts(optimizer: MegatronOptimizer) -> Sequence[DistributedOptimizer]:
     return getattr(optimizer, "chained_optimizers", [optimizer])
-
-
-def _prime(part: DistributedOptimizer) -> None:
-    """Megatron reads the step count of a fresh torch.optim.AdamW, which has no state before its first step."""
-    inner = part.optimizer
-    if not isinstance(inner, torch.optim.AdamW) or inner.state:
-        return
-    for group in inner.param_groups:
-        for param in group["params"]:
-            zeros = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
-            inner.state[param] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
-
-
-def _setter_of(part: DistributedOptimizer) -> Any:
-    """Megatron's own setter expects a `step` that its fully reshardable loader leaves out; it also writes to leaves."""
-
-    @torch.no_grad()
-    def assign(model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
-        group, order = part.model_param_group_index_map[model_param]
-        main_param = part.optimizer.param_groups[group]["params"][order]
-        targets = {"param": main_param, **part.optimizer.state[main_param]}
-        for name, value in tensors.items():
-            targets[name].copy_(value)
-
-    return assign
-
-
-def _own_step_counters(part: DistributedOptimizer) -> None:
-    """Megatron's loader gives every parameter the same step tensor, which AdamW then advances once per parameter."""
-    for state in part.optimizer.state.values():
-        if torch.is_tensor(state.get("step")):
-            state["step"] = state["step"].clone()

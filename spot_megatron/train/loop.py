@@ -88,6 +88,7 @@ def work(job: Job) -> int:
     if recipe.export.hf:
         result = job.folder / "hf"
         job.heartbeat.beat(job.sampler.num_steps, "exporting")
+        policy.gather_weights()
         export_hf(policy.bare, job.hf_folder, result, job.hf, shard_gb=recipe.export.shard_gb, replace=True)
         say(topology, f"exported to {result}")
     if topology.is_main:
@@ -201,6 +202,7 @@ def train(job: Job, policy: Policy, shift: RewardShift, reference: np.ndarray) -
             stopping = stop.on_any_rank()
             if stopping or (step + 1) % recipe.checkpoint.every_steps == 0 or step + 1 == sampler.num_steps:
                 job.heartbeat.beat(step + 1, "saving")
+                policy.gather_weights()
                 checkpoint.save(
                     job.folder / "checkpoints", step + 1, policy, shift, fixed, job.hf_folder, recipe.checkpoint.keep
                 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core import parallel_state as mpu
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 
@@ -39,14 +40,23 @@ class Policy:
         assert success, "the optimizer skipped a step, which it does only under fp16 loss scaling"
         return float(grad_norm)
 
+    def gather_weights(self) -> None:
+        """Gives every rank all updated weights now; else the next forward pass gathers them, a bucket ahead of use."""
+        for chunk in self.wrapped:
+            if chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
+
 
 def make_trainable(chunks: list[PairGPT], recipe: Recipe, device: str) -> Policy:
     """Wraps the chunks for data-parallel training and builds their optimizer."""
     config = chunks[0].config
-    cuda = device == "cuda"
+    num_replicas = mpu.get_data_parallel_world_size(with_context_parallel=True)
+    overlap = num_replicas > 1
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=recipe.precision.grad_dtype == "fp32",
-        overlap_grad_reduce=cuda,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap,
+        bucket_size=_bucket_size(chunks[0], num_replicas),
         use_distributed_optimizer=True,
         check_for_nan_in_grad=False,  # train/step.py names the pairs of a loss that is not finite
     )
@@ -55,16 +65,22 @@ def make_trainable(chunks: list[PairGPT], recipe: Recipe, device: str) -> Policy
         for index, chunk in enumerate(chunks)
     ]
     optimizer = get_megatron_optimizer(_optimizer_config(recipe), wrapped, use_gloo_process_groups=False)
-    if not cuda:
+    if device == "cpu":
         for group in optimizer.param_groups:
             group["fused"] = True  # torch's AdamW in one pass over memory, without two temporaries a parameter
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     single = len(wrapped) == 1
     config.no_sync_func = wrapped[0].no_sync if single else [chunk.no_sync for chunk in wrapped]
-    if cuda:
+    if overlap:
         config.grad_sync_func = wrapped[0].start_grad_sync if single else [chunk.start_grad_sync for chunk in wrapped]
     return Policy(chunks, wrapped, optimizer, recipe.optim.weight_decay)
+
+
+def _bucket_size(chunk: PairGPT, num_replicas: int) -> int:
+    """Parameters that travel together: Megatron's own size for large models, an eighth of a small one."""
+    eighth = sum(parameter.numel() for parameter in chunk.parameters()) // 8
+    return max(1, min(eighth, max(40_000_000, 1_000_000 * num_replicas)))
 
 
 def _optimizer_config(recipe: Recipe) -> OptimizerConfig:
@@ -86,8 +102,7 @@ def _optimizer_config(recipe: Recipe) -> OptimizerConfig:
     )
     if recipe.precision.fp8 != "none":
         options["fp8_recipe"] = recipe.precision.fp8
-    known = {field.name for field in fields(OptimizerConfig)}
-    return OptimizerConfig(**{key: value for key, value in options.items() if key in known})
+    return OptimizerConfig(**options)
 
 
 def learning_rate(optim: Optim, step: int, num_steps: int) -> float:

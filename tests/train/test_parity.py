@@ -50,6 +50,7 @@ SPLITS: dict[str, tuple[int, dict]] = {
     "cp2_pp2": (4, {"parallel": {"context": 2, "pipeline": 2}, "data": {"pairs_per_microbatch": 2}}),
     "cp2_tp2_sp": (4, {"parallel": {"context": 2, "tensor": 2, "sequence": True}}),
     "pp2_dp2": (4, {"parallel": {"pipeline": 2}, "data": {"pairs_per_microbatch": 2}}),
+    "vpp2_dp2": (4, {"parallel": {"pipeline": 2, "virtual_pipeline": 2}, "data": {"pairs_per_microbatch": 2}}),
 }
 # The same on other models: which splits to try, and how the model folder is made (tests/weights/models.py).
 MOE_SPLITS: dict[str, tuple[int, dict]] = {
@@ -65,7 +66,7 @@ MOE_SPLITS: dict[str, tuple[int, dict]] = {
 }
 MODELS: dict[str, tuple[dict, dict[str, tuple[int, dict]]]] = {
     "untied": ({"tied": False}, SPLITS),
-    "tied": ({"tied": True}, {name: SPLITS[name] for name in ("one_rank", "tp2", "pp2", "tp2_pp2")}),
+    "tied": ({"tied": True}, {name: SPLITS[name] for name in ("one_rank", "dp2", "tp2", "pp2", "tp2_pp2", "pp2_dp2")}),
     "qwen2": ({"tied": False, "family": "qwen2"}, {name: SPLITS[name] for name in ("one_rank", "tp2")}),
     "llama": ({"tied": True, "family": "llama"}, {name: SPLITS[name] for name in ("one_rank", "tp2")}),
     "moe": ({"tied": False, "family": "qwen3_moe_some"}, {"one_rank": SPLITS["one_rank"], **MOE_SPLITS}),
