@@ -86,10 +86,15 @@ class Precision(Section):
     dtype: Literal["fp32", "bf16"] = "bf16"
     fp8: Literal["none", "tensorwise", "blockwise"] = "none"
     grad_dtype: Literal["fp32", "bf16"] = "fp32"
+    moments: Literal["fp32", "bf16"] = "fp32"  # AdamW's
 
 
 class Memory(Section):
     recompute: Literal["none", "selective", "full"] = "none"
+    # With recompute none: micro-batches of several pairs stay within this many tokens and keep their activations; only
+    # a longer pair, alone in its micro-batch, is recomputed in full.
+    recompute_above_tokens: int | None = Field(None, ge=1)
+    master_weights: Literal["fp32", "remainders"] = "fp32"  # remainders: the low 16 bits, beside the bf16 weights
 
 
 class Checkpoint(Section):
@@ -137,6 +142,11 @@ class Recipe(Section):
     def pair_files(self) -> list[Path]:
         files = [self.data.pairs] if isinstance(self.data.pairs, str) else self.data.pairs
         return [Path(file) for file in files]
+
+    @property
+    def has_compact_states(self) -> bool:
+        """The optimizer keeps less than fp32 master weights and moments."""
+        return self.memory.master_weights != "fp32" or self.precision.moments != "fp32"
 
     def dump(self) -> str:
         """The resolved recipe as YAML; loading it gives the same recipe."""
@@ -295,6 +305,14 @@ def _check_combinations(recipe: Recipe, path: Path) -> None:
         "precision.grad_dtype=bf16 goes with precision.dtype=bf16": (
             precision.grad_dtype == "bf16" and precision.dtype == "fp32"
         ),
+        "memory.recompute_above_tokens says which packs are recomputed; set memory.recompute to none": (
+            recipe.memory.recompute_above_tokens is not None and recipe.memory.recompute != "none"
+        ),
+        "memory.master_weights=remainders and precision.moments=bf16 go with precision.dtype=bf16": (
+            precision.dtype == "fp32" and recipe.has_compact_states
+        ),
+        "precision.fp8: Megatron-Core does not combine it with memory.master_weights=remainders or "
+        "precision.moments=bf16; set both to fp32": precision.fp8 != "none" and recipe.has_compact_states,
         "export.hf=false leaves evaluation.questions nothing to ask": (
             recipe.evaluation.questions is not None and not recipe.export.hf
         ),

@@ -25,7 +25,7 @@ from spot_megatron.data.template import check_vocabulary
 from spot_megatron.errors import RecipeError, UserError
 from spot_megatron.plan.estimate import Estimate, Planner, make_planner
 from spot_megatron.plan.hardware import GIB, find_gpu
-from spot_megatron.plan.memory import stage_memory
+from spot_megatron.plan.memory import checkpoint_bytes, stage_memory
 from spot_megatron.plan.search import cheapest_fits
 from spot_megatron.plan.workload import ROWS, SCORED
 from spot_megatron.quiet import hide_known_warnings
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 def dry_run_facts(recipe: Recipe, estimate: Estimate) -> dict[str, Any]:
     """Builds every rank; gives all that the table shows. Sizes are in bytes."""
     hide_known_warnings()
-    from spot_megatron.plan.dryrun import checkpoint_bytes, dry_run, hf_config
+    from spot_megatron.plan.dryrun import dry_run, hf_config
 
     start = time.perf_counter()
     job, load = estimate.job, estimate.load

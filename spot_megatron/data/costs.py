@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
+
+from spot_megatron.recipe import Memory
 from spot_megatron.weights.hf_config import HFModelConfig
 
 # Attention kernels do less per second than matrix products, and in backward 5 products for forward's 2. Measured on
@@ -13,6 +17,12 @@ ATTENTION_SLOWDOWN = 1.6
 HEAD_PRODUCTS = 4 / 3
 
 
+# Layers that are recomputed run forward twice, of what are three passes otherwise.
+RECOMPUTED = 1 / 3
+
+Count = TypeVar("Count", float, np.ndarray)
+
+
 @dataclass(frozen=True)
 class CostModel:
     """Compute time in rows: one row of a pack through every matrix of every layer, forward and backward, costs 1."""
@@ -20,8 +30,17 @@ class CostModel:
     product: float  # of a key-query product of causal attention, in all layers and heads
     scored: float  # of a scored row in the LM head
 
-    def of(self, num_rows: int, num_products: int, num_scored: int) -> float:
-        return num_rows + self.product * num_products + self.scored * num_scored
+    def of(self, num_rows: Count, num_products: Count, num_scored: Count, recomputed_above: int | None = None) -> Count:
+        """The cost of a pair, or of an array of them; layers of more rows than `recomputed_above` run forward twice."""
+        layers = num_rows + self.product * num_products
+        if recomputed_above is not None:
+            layers = layers * (1 + RECOMPUTED * (num_rows > recomputed_above))
+        return layers + self.scored * num_scored
+
+
+def recomputed_above(memory: Memory) -> int | None:
+    """Rows above which a pack's layers are recomputed; None for never."""
+    return 0 if memory.recompute == "full" else memory.recompute_above_tokens
 
 
 def cost_model(hf: HFModelConfig) -> CostModel:

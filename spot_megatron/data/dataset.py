@@ -58,10 +58,11 @@ class PreferencePairDataset(MegatronDataset):
         """[N] int64: rows of every pair in a pack."""
         return np.array([packed_tokens(pair, layout) for pair in self.pairs], dtype=np.int64)
 
-    def costs(self, layout: Layout, model: CostModel) -> np.ndarray:
-        """[N] float64: compute time of every pair, in rows of a pack."""
-        costs = [model.of(*attention_cost(pair, layout), scored_rows(pair, layout)) for pair in self.pairs]
-        return np.array(costs, dtype=np.float64)
+    def costs(self, layout: Layout, model: CostModel, recomputed_above: int | None = None) -> np.ndarray:
+        """[N] float64: compute time of every pair, in rows of a pack; see CostModel.of."""
+        work = [(*attention_cost(pair, layout), scored_rows(pair, layout)) for pair in self.pairs]
+        rows, products, scored = np.array(work, dtype=np.float64).T
+        return model.of(rows, products, scored, recomputed_above)
 
     def fingerprint(self) -> str:
         """SHA-256 over the pairs' ids and tokens, in order: equal if and only if the training data is."""

@@ -18,9 +18,10 @@ class BatchSampler:
     """Global batches over epochs, dealt to data-parallel ranks and micro-batches.
 
     `tokens` [N] are each pair's rows in a pack, `costs` [N] its compute time in any unit, `ids` its name in errors.
-    A micro-batch holds at most `tokens_per_microbatch` tokens (padding apart) and `pairs_per_microbatch` pairs. Every
-    rank gets the same number of micro-batches, a multiple of `microbatch_multiple`. The last batch of an epoch has what
-    is left; `max_steps` ends the run before its last epoch does.
+    A micro-batch holds at most `tokens_per_microbatch` tokens (padding apart) and `pairs_per_microbatch` pairs; one of
+    several pairs holds at most `shared_tokens`, if given. Every rank gets the same number of micro-batches, a multiple
+    of `microbatch_multiple`. The last batch of an epoch has what is left; `max_steps` ends the run before its last
+    epoch does.
 
     Order "shuffled": every epoch has a permutation of its own, and each batch is dealt so that the slowest rank has
     little more than its share of the cost. A rank has empty micro-batches only where it has fewer pairs than that.
@@ -45,6 +46,7 @@ class BatchSampler:
         dp_size: int,
         tokens_per_microbatch: int,
         pairs_per_microbatch: int | None,
+        shared_tokens: int | None = None,
         microbatch_multiple: int = 1,
         ids: Sequence[str] | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class BatchSampler:
         self.seed = seed
         self.dp_size = dp_size
         self.tokens_per_microbatch = tokens_per_microbatch
+        self.shared_tokens = min(tokens_per_microbatch, shared_tokens or tokens_per_microbatch)
         self.bounds_pairs = pairs_per_microbatch is not None
         self.pairs_per_microbatch = pairs_per_microbatch or len(tokens)
         self.microbatch_multiple = microbatch_multiple
@@ -104,8 +107,8 @@ class BatchSampler:
         return _divide_up(count, self.microbatch_multiple) * self.microbatch_multiple
 
     def _fits(self, pairs: list[int]) -> bool:
-        num_tokens = int(self.tokens[pairs].sum())
-        return len(pairs) <= self.pairs_per_microbatch and num_tokens <= self.tokens_per_microbatch
+        most = self.shared_tokens if len(pairs) > 1 else self.tokens_per_microbatch
+        return len(pairs) <= self.pairs_per_microbatch and int(self.tokens[pairs].sum()) <= most
 
     def _deal_to_ranks(self, batch: list[int]) -> Bins:
         """Equal cost a rank; no rank gets more pairs than the fewest possible micro-batches of the batch can hold."""

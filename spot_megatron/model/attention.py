@@ -31,6 +31,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from spot_megatron.data.layout import Pack
 from spot_megatron.model.cpu_attention import cpu_attention
+from spot_megatron.parallel.device import to_device
 
 
 @dataclass(kw_only=True)
@@ -66,7 +67,7 @@ def pair_seq_params(pack: Pack, device: torch.device, context_rank: int = 0, con
     """The pack's layout on `device`. Longest sequences are taken on the CPU, so nothing waits for the device."""
 
     def move(array: Any) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
+        return to_device(array, device)
 
     rows = own_rows(pack, context_rank, context_size)
     scored = (pack.head_row >= rows.start) & (pack.head_row < rows.stop)

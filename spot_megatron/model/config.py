@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +12,18 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from spot_megatron.errors import RecipeError
-from spot_megatron.recipe import Parallel, Precision, Recipe
+from spot_megatron.recipe import Memory, Parallel, Precision, Recipe
 from spot_megatron.weights.hf_config import HFModelConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VOCAB_MULTIPLE = 16  # rows of each rank's head: tensor cores want a multiple of 16
+
+
+@dataclass
+class PairConfig(TransformerConfig):
+    """Megatron's configuration, and what this project adds to it."""
+
+    recompute_above_tokens: int | None = None  # packs of more rows are recomputed in full, all others not at all
 
 
 def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
@@ -24,14 +32,15 @@ def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
     return math.ceil(vocab_size / multiple) * multiple
 
 
-def transformer_config(hf: HFModelConfig, recipe: Recipe, device: str) -> TransformerConfig:
+def transformer_config(hf: HFModelConfig, recipe: Recipe, device: str) -> PairConfig:
     """The model's configuration under `recipe` on `device` ("cuda" or "cpu").
 
     Raises:
-        RecipeError: a parallel size does not divide the model, or FP8 cannot run here.
+        RecipeError: a parallel size does not divide the model, or FP8 or the optimizer's states cannot be had here.
     """
     check_parallel(hf, recipe.parallel)
     check_fp8(recipe.precision, device)
+    check_states(recipe, device)
     dtype = DTYPES[recipe.precision.dtype]
     cuda = device == "cuda"
     options: dict[str, Any] = dict(
@@ -67,16 +76,17 @@ def transformer_config(hf: HFModelConfig, recipe: Recipe, device: str) -> Transf
         pipeline_model_parallel_size=recipe.parallel.pipeline,
         virtual_pipeline_model_parallel_size=recipe.parallel.virtual_pipeline,
         gradient_accumulation_fusion=cuda and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
-        bias_activation_fusion=False,
+        bias_activation_fusion=True,  # keeps the activation's input only; there is no bias
+        apply_rope_fusion=cuda and has_transformer_engine(),
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
         moe_token_dispatcher_type="alltoall",  # mcore asks for it with variable sequence lengths, dense models too
         **(_experts(hf, recipe.parallel, cuda) if hf.moe_layers else {}),
         **_stages(hf.num_layers, recipe.parallel),
-        **_recompute(recipe.memory.recompute),
+        **_recompute(recipe.memory),
         **_fp8(recipe.precision),
     )
-    return TransformerConfig(**options)
+    return PairConfig(**options)
 
 
 def check_parallel(hf: HFModelConfig, parallel: Parallel) -> None:
@@ -137,6 +147,15 @@ def check_fp8(precision: Precision, device: str) -> None:
         )
 
 
+def check_states(recipe: Recipe, device: str) -> None:
+    """Raises RecipeError where the optimizer's states cannot be kept as the recipe says."""
+    if recipe.has_compact_states and (device != "cuda" or not has_transformer_engine()):
+        raise RecipeError(
+            "memory.master_weights=remainders and precision.moments=bf16 need Transformer Engine's AdamW on a CUDA "
+            "device; here set both to fp32"
+        )
+
+
 def has_transformer_engine() -> bool:
     return importlib.util.find_spec("transformer_engine") is not None
 
@@ -170,12 +189,13 @@ def _experts(hf: HFModelConfig, parallel: Parallel, cuda: bool) -> dict[str, Any
     }
 
 
-def _recompute(mode: str) -> dict[str, Any]:
-    if mode == "none":
-        return {}
-    if mode == "selective":
+def _recompute(memory: Memory) -> dict[str, Any]:
+    if memory.recompute == "selective":
         return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if memory.recompute == "none" and memory.recompute_above_tokens is None:
+        return {}
+    full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return {**full, "recompute_above_tokens": memory.recompute_above_tokens}
 
 
 def _fp8(precision: Precision) -> dict[str, Any]:

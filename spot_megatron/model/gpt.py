@@ -42,6 +42,14 @@ class PairGPT(GPTModel):
             # Megatron would add the placeholder of a gradient that lies in its buffer already.
             self.embedding.word_embeddings.weight.zero_out_wgrad = False
 
+    def forward(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """See the class. Megatron asks its config at every run of the layers whether to recompute them."""
+        most = self.config.recompute_above_tokens
+        if most is not None:
+            num_rows = input_ids.shape[1] * self.config.context_parallel_size
+            self.config.recompute_granularity = "full" if num_rows > most else None
+        return super().forward(input_ids, *args, **kwargs)
+
     def _preprocess(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Rotary rows by position id: both suffixes continue the positions of their prefix."""
         if self.pre_process:
@@ -90,7 +98,9 @@ def _weight_of(module: torch.nn.Module) -> Tensor:
     weight has been gathered, so the hook runs here."""
     for hook in module._forward_pre_hooks.values():
         hook(module, ())
-    return module.weight
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def build_model(config: TransformerConfig, hf: HFModelConfig) -> list[PairGPT]:

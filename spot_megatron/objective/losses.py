@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -70,9 +69,7 @@ def pair_losses(name: str, scores: PairScores, beta: float, shift: float) -> Ten
     chosen, rejected = pair_rewards(scores, beta)
     table: dict[str, Callable[[], Tensor]] = {
         "spot_bce": lambda: spot_bce(chosen, rejected),
-        "spot_bco": lambda: spot_bco(
-            chosen, rejected, torch.as_tensor(shift, dtype=chosen.dtype, device=chosen.device)
-        ),
+        "spot_bco": lambda: spot_bco(chosen, rejected, chosen.new_full((), shift)),
         "dpo": lambda: dpo(chosen, rejected),
         "reward_sft": lambda: reward_sft(chosen),
         "sft": lambda: sft(scores.policy_chosen, scores.num_chosen),

@@ -108,8 +108,9 @@ def head_seconds(job: Job, scored: np.ndarray, forward_only: bool) -> np.ndarray
     return (4 - kept_share) * product + (50 + 18 * (1 - kept_share)) * logits + moved
 
 
-def layer_comm(job: Job, forward_only: bool, full: bool) -> dict[str, float]:
-    """Exposed collectives of an average layer, seconds for one row of a rank's share."""
+def layer_comm(job: Job, forward_only: bool, full: np.ndarray) -> dict[str, np.ndarray]:
+    """Exposed collectives of an average layer, seconds for one row of a rank's share, for each micro-batch of `full`: 1
+    where its layers are computed again, else 0."""
     shape, p, software = job.shape, job.split.parallel, job.software
     hidden = shape.hidden * job.element_bytes
     moe_share = shape.num_moe_layers / shape.num_layers
@@ -117,15 +118,16 @@ def layer_comm(job: Job, forward_only: bool, full: bool) -> dict[str, float]:
 
     # Full tensors gathered or scattered: forward 4; backward 6 with sequence parallelism (inputs again), 4 without.
     tensors = 4 if forward_only else 4 + (6 if p.sequence else 4) + 4 * full
-    tensor = job.group(p.tensor, 1).ring(tensors * hidden) * (1 - moe_share / 2) * software.tensor_exposed
+    tensor = job.group(p.tensor, 1).ring(hidden) * tensors * (1 - moe_share / 2) * software.tensor_exposed
 
     heads = 2 * (shape.query_width + shape.group_width) * job.element_bytes / p.tensor
-    context = job.group(p.context, p.tensor).all_to_all(passes * heads)
+    context = job.group(p.context, p.tensor).all_to_all(heads) * passes
     expert = 2 * passes * moe_share * _dispatch_seconds(job, hidden / p.tensor) if p.expert > 1 else 0.0
     if p.expert_tensor > 1:
         group = job.group(p.expert_tensor, 1)
         expert += 2 * passes * moe_share * group.ring(shape.top_k * hidden / p.tensor * p.expert_tensor)
-    return {"tensor": tensor, "context": context, "expert": expert}
+    parts = {"tensor": tensor, "context": context, "expert": expert}
+    return {name: np.broadcast_to(np.asarray(seconds, dtype=float), full.shape) for name, seconds in parts.items()}
 
 
 def _dispatch_seconds(job: Job, row_bytes: float) -> float:

@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from spot_megatron.errors import WeightError
-from spot_megatron.model.config import DTYPES, transformer_config
+from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import PairGPT, build_model
 from spot_megatron.parallel.cpu import redirect_cuda
 from spot_megatron.plan.model_shapes import ModelShape, model_shape
-from spot_megatron.recipe import Parallel, Precision, Recipe
+from spot_megatron.recipe import Memory, Parallel, Precision, Recipe
 from spot_megatron.weights.hf_config import HFModelConfig, read_hf_config
 from spot_megatron.weights.hf_files import HFFolder
 from spot_megatron.weights.hf_index import HFIndex, check_folder
@@ -88,12 +88,6 @@ class DryRun:
         return [rank for rank in self.ranks if rank.place.pipeline == stage]
 
 
-def checkpoint_bytes(num_parameters: int, precision: Precision) -> int:
-    """Bytes on disk of one checkpoint, whatever the layout that writes it: the weights, and the optimizer's fp32
-    weights (in fp32 too, where they are the model's own) and two moments."""
-    return num_parameters * (DTYPES[precision.dtype].itemsize + 3 * 4)
-
-
 def hf_config(name: str) -> HFModelConfig:
     """The config of a recipe's `model.hf`: the local folder's, else that of the table of published shapes.
 
@@ -114,7 +108,7 @@ def dry_run(recipe: Recipe, hf: HFModelConfig, num_ranks: int) -> DryRun:
             not the published one or that of the folder's weight files.
     """
     redirect_cuda()
-    plain = recipe.model_copy(update={"precision": recipe.precision.model_copy(update={"fp8": "none"})})
+    plain = recipe.model_copy(update={"precision": Precision(dtype=recipe.precision.dtype), "memory": Memory()})
     holdings = Holdings(hf)
     ranks = []
     for place, members in sorted(places(recipe.parallel, num_ranks).items()):

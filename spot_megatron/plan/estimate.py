@@ -13,7 +13,7 @@ from spot_megatron.errors import RecipeError
 from spot_megatron.plan import time
 from spot_megatron.plan.hardware import GPUS_PER_NODE, THIS_PROJECT, Gpu, Software
 from spot_megatron.plan.job import Job
-from spot_megatron.plan.memory import RankMemory, rank_memory
+from spot_megatron.plan.memory import RankMemory, checkpoint_bytes, rank_memory
 from spot_megatron.plan.model_shapes import ModelShape, model_shape
 from spot_megatron.plan.split import Split, check_split
 from spot_megatron.plan.time import StepTime
@@ -50,7 +50,7 @@ class Estimate:
             "start-up": time.start_seconds(self.job),
             "reference pass": self.reference,
             "training": self.load.num_steps * self.step.total,
-            "checkpoints": saves * time.checkpoint_bytes(self.job) / (disk * self.job.split.num_nodes),
+            "checkpoints": saves * self._one_checkpoint / (disk * self.job.split.num_nodes),
             "export": export,
         }
 
@@ -85,8 +85,12 @@ class Estimate:
     @property
     def checkpoint_bytes(self) -> float:
         """On disk: the checkpoints that are kept, one being written, and the export."""
-        kept = (self.recipe.checkpoint.keep + 1) * time.checkpoint_bytes(self.job)
+        kept = (self.recipe.checkpoint.keep + 1) * self._one_checkpoint
         return kept + 2 * self.job.shape.num_parameters * self.recipe.export.hf
+
+    @property
+    def _one_checkpoint(self) -> int:
+        return checkpoint_bytes(self.job.shape.num_parameters, self.recipe.precision)
 
     @property
     def warnings(self) -> list[str]:
@@ -144,6 +148,7 @@ class Planner:
         key = (
             split.data,
             data.tokens_per_microbatch,
+            recipe.memory,
             interleaved,
             p.context,
             split.sequence_shards,

@@ -107,14 +107,14 @@ class Software:
     dispatch_once: bool  # a token goes once to each rank (DeepEP, HybridEP), not once to each expert
 
 
-# model/config.py: bias_activation_fusion is off, variable packs leave no room for overlapped tensor collectives, and
-# train/optim.py overlaps the reduction of gradients but not the gathering of parameters; experts use all-to-all.
+# model/config.py fuses the activation; variable packs leave no room for overlapped tensor collectives; experts
+# use all-to-all. train/optim.py has the forward pass hide the gathering of all parameters but the first (assumed: 0.1).
 THIS_PROJECT = Software(
-    fused_swiglu=False,
+    fused_swiglu=True,
     pair_attention=True,
     tiled_head=True,
     tensor_exposed=1.0,
-    gather_exposed=1.0,
+    gather_exposed=0.1,
     dispatch_once=False,
 )
 

@@ -8,6 +8,8 @@ against Megatron-LM's own recorded runs in tests/plan/test_published.py):
     bf16, bf16 gradients    2          2          12 / d
     fp32                    4          4           8 / d   (the weights are their own masters)
     + FP8 blocks           +2                              (Transformer Engine keeps a row and a column copy)
+    + remainders                                   -2 / d  (the masters' low 16 bits beside the bf16 weights)
+    + bf16 moments                                 -4 / d
 
 Activations are counted tensor by tensor for one layer as Transformer Engine keeps them, in bf16, without dropout.
 """
@@ -55,9 +57,29 @@ def rank_memory(job: Job, tokens: int, num_microbatches: int) -> RankMemory:
 
 def stage_memory(job: Job, tokens: int, num_microbatches: int, stage: int) -> RankMemory:
     """A rank of pipeline stage `stage`."""
+    most_kept = job.memory.recompute_above_tokens
+    if most_kept is None:
+        return _stage_memory(job, tokens, num_microbatches, stage)
+    memory = job.memory.model_copy(update={"recompute_above_tokens": None})
+    kept = _stage_memory(replace(job, memory=memory), min(most_kept, tokens), num_microbatches, stage)
+    if tokens <= most_kept:
+        return kept
+    full = memory.model_copy(update={"recompute": "full"})
+    long_pack = _stage_memory(replace(job, memory=full), tokens, num_microbatches, stage)
+    # In a pipeline other packs are in flight beside the long one.
+    shape, split = job.shape, job.split
+    in_flight = split.layers_in_flight(shape.num_layers, stage, num_microbatches)
+    packs = in_flight / split.layers_of_stage(shape.num_layers)[stage]
+    beside = kept.activations * max(0.0, 1 - 1 / packs)
+    long_pack = replace(long_pack, activations=long_pack.activations + beside)
+    return max(kept, long_pack, key=lambda rank: rank.total)
+
+
+def _stage_memory(job: Job, tokens: int, num_microbatches: int, stage: int) -> RankMemory:
+    """The same if all packs are recomputed alike."""
     rows = tokens / job.split.parallel.context
     dense, experts = parameters_of_rank(job.shape, job.split, stage)
-    weight, gradient, optimizer = bytes_per_parameter(job.precision)
+    weight, gradient, optimizer = bytes_per_parameter(job.precision, job.memory)
     fp8_copies = 2.0 * blocks_of_rank(job.shape, job.split, stage) if job.precision.fp8 != "none" else 0.0
     return RankMemory(
         weights=(dense + experts) * weight + fp8_copies,
@@ -70,11 +92,18 @@ def stage_memory(job: Job, tokens: int, num_microbatches: int, stage: int) -> Ra
     )
 
 
-def bytes_per_parameter(precision: Precision) -> tuple[int, int, int]:
+def bytes_per_parameter(precision: Precision, memory: Memory) -> tuple[int, int, int]:
     """(weights, gradients, optimizer before it is divided over ranks); see the module."""
     if precision.dtype == "fp32":
         return 4, 4, 8
-    return 2, 4 if precision.grad_dtype == "fp32" else 2, 12
+    optimizer = (4 if memory.master_weights == "fp32" else 2) + 2 * (4 if precision.moments == "fp32" else 2)
+    return 2, 4 if precision.grad_dtype == "fp32" else 2, optimizer
+
+
+def checkpoint_bytes(num_parameters: int, precision: Precision) -> int:
+    """Of one checkpoint on disk, whatever the layout that writes it: the weights, and in fp32 the optimizer's weights
+    (even where they are the model's own) and two moments."""
+    return num_parameters * ((4 if precision.dtype == "fp32" else 2) + 3 * 4)
 
 
 def parameters_of_rank(shape: ModelShape, split: Split, stage: int) -> tuple[float, float]:

@@ -84,7 +84,10 @@ def layout_words(estimate: Estimate) -> str:
         " x ".join(f"{name.replace('_', ' ')} {size}" for name, size in sizes.items() if size and size > 1) or "1 GPU"
     )
     precision = recipe.precision.dtype if recipe.precision.fp8 == "none" else f"FP8 {recipe.precision.fp8}"
-    return f"{words}; {precision}, {recipe.precision.grad_dtype} gradients; recompute {recipe.memory.recompute}"
+    states = ", compact optimizer states" if recipe.has_compact_states else ""
+    above = recipe.memory.recompute_above_tokens
+    recompute = recipe.memory.recompute if above is None else f"of packs above {above} rows"
+    return f"{words}; {precision}, {recipe.precision.grad_dtype} gradients{states}; recompute {recompute}"
 
 
 def _memory(estimate: Estimate) -> list[str]:

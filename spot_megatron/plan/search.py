@@ -13,6 +13,7 @@ from spot_megatron.plan.model_shapes import ModelShape
 from spot_megatron.recipe import Recipe
 
 MOST_GPUS = 4096
+KEPT = (2048, 3072, 4096, 6144, 8192)
 PACKS = (4096, 6144, 8192, 12_288, 16_384, 24_576)
 
 
@@ -63,7 +64,11 @@ def _changes(planner: Planner, recipe: Recipe) -> Iterator[dict[str, Any]]:
     if recipe.precision.grad_dtype == "fp32" and recipe.precision.dtype == "bf16":
         yield {"precision.grad_dtype": "bf16"}
     if recipe.memory.recompute != "full":
-        yield {"memory.recompute": "full"}
+        yield {"memory.recompute": "full", "memory.recompute_above_tokens": None}
+    if recipe.memory.recompute == "none":
+        for rows in KEPT:
+            if rows < (recipe.memory.recompute_above_tokens or data.tokens_per_microbatch):
+                yield {"memory.recompute_above_tokens": rows}
     longest = int(planner.workload.costs[data.layout][:, 0].max())
     for tokens in PACKS:
         if longest <= tokens < data.tokens_per_microbatch:
@@ -135,7 +140,10 @@ def _layouts(planner: Planner, recipe: Recipe, num_gpus: int) -> Iterator[dict[s
         if num_gpus % (tensor * context * pipeline) or tensor * context > min(8, shape.num_groups):
             continue
         for chunks in _chunks(shape, pipeline):
-            for recompute, tokens in product(("none", "full"), packs):
+            ways = [("none", None), ("full", None), *(("none", rows) for rows in KEPT)]
+            for (recompute, kept), tokens in product(ways, packs):
+                if kept is not None and kept >= tokens:
+                    continue
                 yield {
                     "parallel.tensor": tensor,
                     "parallel.sequence": tensor > 1,
@@ -144,6 +152,7 @@ def _layouts(planner: Planner, recipe: Recipe, num_gpus: int) -> Iterator[dict[s
                     "parallel.virtual_pipeline": chunks,
                     "parallel.expert": expert,
                     "memory.recompute": recompute,
+                    "memory.recompute_above_tokens": kept,
                     "data.tokens_per_microbatch": tokens,
                 }
 

@@ -94,11 +94,15 @@ def microbatch_seconds(
     """Seconds of forward and backward of one stage, by part, for loads [..., 3] of rows, products, scored targets."""
     p = job.split.parallel
     rows, products, scored = (load[..., i] / p.context for i in (ROWS, PRODUCTS, SCORED))
-    full = job.memory.recompute == "full" and not forward_only
+    # [data ranks, micro-batches] 1 where all layers are computed again.
+    above = job.memory.recompute_above_tokens
+    full = np.full_like(rows, job.memory.recompute == "full") if above is None else 1.0 * (load[..., ROWS] > above)
+    full *= not forward_only
     share = FORWARD if forward_only else 1.0
     attention_share = ATTENTION_FORWARD if forward_only else 1.0
-    again = FORWARD if full else 0.0
-    attention_again = ATTENTION_FORWARD if job.memory.recompute != "none" and not forward_only else 0.0
+    again = FORWARD * full
+    selective = job.memory.recompute == "selective" and not forward_only
+    attention_again = ATTENTION_FORWARD * np.maximum(full, selective)
 
     matrices = num_layers * rows * matrix_seconds(job)
     attention = num_layers * products * attention_seconds(job)
@@ -134,7 +138,7 @@ def data_seconds(job: Job, hidden_behind: float) -> float:
     """Exposed reduction of gradients (behind the last backward pass) and gathering of updated parameters."""
     p, split = job.split.parallel, job.split
     dense, experts = parameters_of_rank(job.shape, split, 0)
-    weight, gradient, _ = bytes_per_parameter(job.precision)
+    weight, gradient, _ = bytes_per_parameter(job.precision, job.memory)
     groups = [
         (dense, job.group(split.dense_shards, p.tensor)),
         (experts, job.group(split.expert_shards, p.expert * p.expert_tensor)),
@@ -149,7 +153,7 @@ def optimizer_seconds(job: Job) -> float:
     """AdamW on a rank's shard, its gradient norm, and clearing the gradients."""
     dense, experts = parameters_of_rank(job.shape, job.split, 0)
     shard = dense / job.split.dense_shards + experts / job.split.expert_shards
-    gradient = bytes_per_parameter(job.precision)[1]
+    gradient = bytes_per_parameter(job.precision, job.memory)[1]
     return (34 * shard + gradient * (dense + experts)) / job.bandwidth
 
 
@@ -167,12 +171,6 @@ def start_seconds(job: Job) -> float:
     ranks = min(job.split.gpus_per_node, job.split.num_gpus)
     weights = min(job.shape.num_parameters, ranks * sum(parameters_of_rank(job.shape, job.split, 0)))
     return IMPORT_SECONDS + 2 * weights / DISK_BYTES_PER_SECOND
-
-
-def checkpoint_bytes(job: Job) -> float:
-    """One checkpoint: weights and optimizer state."""
-    weight, _, optimizer = bytes_per_parameter(job.precision)
-    return (weight + optimizer) * job.shape.num_parameters
 
 
 def model_flops(shape: ModelShape, load: Load) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from spot_megatron.data.costs import cost_model
+from spot_megatron.data.costs import cost_model, recomputed_above
 from spot_megatron.data.layout import Layout, attention_cost, segments
 from spot_megatron.data.records import Pair, TokenPair, read_pairs
 from spot_megatron.data.sampler import BatchSampler
@@ -186,7 +186,7 @@ def plan_steps(recipe: Recipe, split: Split, workload: Workload, shape: ModelSha
     costs, model = workload.costs[data.layout], cost_model(shape.as_hf())
     sampler = BatchSampler(
         costs[:, ROWS],
-        costs[:, ROWS] + model.product * costs[:, PRODUCTS] + model.scored * costs[:, SCORED],
+        model.of(costs[:, ROWS], costs[:, PRODUCTS], costs[:, SCORED], recomputed_above(recipe.memory)),
         batch_pairs=recipe.train.batch_pairs,
         epochs=recipe.train.epochs,
         order=data.order,
@@ -195,6 +195,7 @@ def plan_steps(recipe: Recipe, split: Split, workload: Workload, shape: ModelSha
         dp_size=split.data,
         tokens_per_microbatch=data.tokens_per_microbatch,
         pairs_per_microbatch=data.pairs_per_microbatch,
+        shared_tokens=recipe.memory.recompute_above_tokens,
         microbatch_multiple=split.parallel.pipeline if split.parallel.virtual_pipeline else 1,
         ids=[pair.id for pair in workload.pairs],
     )

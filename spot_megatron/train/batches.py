@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from spot_megatron.data.costs import cost_model
+from spot_megatron.data.costs import cost_model, recomputed_above
 from spot_megatron.data.dataset import PreferencePairDataset
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.parallel.groups import Topology
@@ -17,12 +17,32 @@ def training_batches(
 ) -> BatchSampler:
     """The batches of every optimizer step."""
     train = recipe.train
-    return _batches(recipe, dataset, hf, topology, train.batch_pairs, train.epochs, recipe.data.order, train.max_steps)
+    return _batches(
+        recipe,
+        dataset,
+        hf,
+        topology,
+        batch_pairs=train.batch_pairs,
+        epochs=train.epochs,
+        order=recipe.data.order,
+        max_steps=train.max_steps,
+        shared_tokens=recipe.memory.recompute_above_tokens,
+    )
 
 
 def one_pass(recipe: Recipe, dataset: PreferencePairDataset, hf: HFModelConfig, topology: Topology) -> BatchSampler:
     """All pairs as one batch, for a forward pass over the data."""
-    return _batches(recipe, dataset, hf, topology, len(dataset), 1, "shuffled", None)
+    return _batches(
+        recipe,
+        dataset,
+        hf,
+        topology,
+        batch_pairs=len(dataset),
+        epochs=1,
+        order="shuffled",
+        max_steps=None,
+        shared_tokens=None,
+    )
 
 
 def _batches(
@@ -30,15 +50,17 @@ def _batches(
     dataset: PreferencePairDataset,
     hf: HFModelConfig,
     topology: Topology,
+    *,
     batch_pairs: int,
     epochs: int,
     order: Literal["shuffled", "file"],
     max_steps: int | None,
+    shared_tokens: int | None,
 ) -> BatchSampler:
     data = recipe.data
     return BatchSampler(
         dataset.packed_tokens(data.layout),
-        dataset.costs(data.layout, cost_model(hf)),
+        dataset.costs(data.layout, cost_model(hf), recomputed_above(recipe.memory)),
         batch_pairs=batch_pairs,
         epochs=epochs,
         order=order,
@@ -47,6 +69,7 @@ def _batches(
         dp_size=topology.data_size,
         tokens_per_microbatch=data.tokens_per_microbatch,
         pairs_per_microbatch=data.pairs_per_microbatch,
+        shared_tokens=shared_tokens,
         microbatch_multiple=topology.pipeline_size if recipe.parallel.virtual_pipeline else 1,
         ids=[pair.id for pair in dataset.pairs],
     )

@@ -100,9 +100,23 @@ def _optimizer_config(recipe: Recipe) -> OptimizerConfig:
         params_dtype=dtype,
         use_distributed_optimizer=True,
     )
+    if recipe.has_compact_states:
+        options |= _compact_states(recipe)
     if recipe.precision.fp8 != "none":
         options["fp8_recipe"] = recipe.precision.fp8
     return OptimizerConfig(**options)
+
+
+def _compact_states(recipe: Recipe) -> dict[str, Any]:
+    """Transformer Engine's AdamW, which takes gradients in the buffers' own type and keeps states as told."""
+    moments = DTYPES[recipe.precision.moments]
+    return {
+        "use_precision_aware_optimizer": True,
+        "store_param_remainders": recipe.memory.master_weights == "remainders",
+        "main_grads_dtype": DTYPES[recipe.precision.grad_dtype],
+        "exp_avg_dtype": moments,
+        "exp_avg_sq_dtype": moments,
+    }
 
 
 def learning_rate(optim: Optim, step: int, num_steps: int) -> float:

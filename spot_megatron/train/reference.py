@@ -23,6 +23,7 @@ from spot_megatron.data.dataset import PreferencePairDataset
 from spot_megatron.data.layout import Pack
 from spot_megatron.errors import CheckpointError
 from spot_megatron.model.gpt import PairGPT
+from spot_megatron.parallel.device import to_device
 from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.step import MicroBatch, forward_backward, side_sums, sum_over_replicas
@@ -95,8 +96,8 @@ def reference_sums(chunks: Sequence[PairGPT], num_pairs: int, packs: Sequence[Pa
 
     def collect(batch: MicroBatch, logp_S: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         chosen, rejected = side_sums(batch, logp_S)
-        sums[torch.from_numpy(batch.pack.pair_index).to(sums.device)] = torch.stack([chosen, rejected], dim=1).double()
-        return logp_S.sum(), torch.tensor(len(chosen), dtype=torch.int, device=logp_S.device), {}
+        sums[to_device(batch.pack.pair_index, sums.device)] = torch.stack([chosen, rejected], dim=1).double()
+        return logp_S.sum(), torch.full((), len(chosen), dtype=torch.int, device=logp_S.device), {}
 
     forward_backward(chunks, packs, collect, topology, forward_only=True)
     sum_over_replicas(sums)

@@ -29,6 +29,7 @@ from spot_megatron.model.attention import PairSeqParams, own_rows, pair_seq_para
 from spot_megatron.objective.losses import pair_losses, pair_rewards
 from spot_megatron.objective.reward import score_pairs, segment_sums
 from spot_megatron.objective.shift import RewardShift
+from spot_megatron.parallel.device import to_device
 from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Objective
 
@@ -68,7 +69,7 @@ def microbatch(pack: Pack, device: torch.device, context_rank: int = 0, context_
     rows = own_rows(pack, context_rank, context_size)
 
     def own(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array[rows]).to(device, non_blocking=True)[None]
+        return to_device(array[rows], device)[None]
 
     layout = pair_seq_params(pack, device, context_rank, context_size)
     return MicroBatch(pack, layout, own(pack.input_ids), own(pack.position_ids))
@@ -129,7 +130,7 @@ class ObjectiveLoss:
         pack, objective = batch.pack, self.objective
 
         def column(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(logp_S)
+            return to_device(array.astype(np.float64), logp_S.device)
 
         reference_B2 = column(self.reference[pack.pair_index])
         num_chosen, num_rejected = column(pack.num_chosen), column(pack.num_rejected)
@@ -156,7 +157,7 @@ class ObjectiveLoss:
             ),
             "worst_drift": drift.max().double() if len(drift) else drift.new_zeros((), dtype=torch.float64),
         }
-        return loss, torch.tensor(num_counted, dtype=torch.int, device=logp_S.device), report
+        return loss, torch.full((), num_counted, dtype=torch.int, device=logp_S.device), report
 
     def _move_shift(self, chosen: Tensor, rejected: Tensor) -> None:
         """The public reference's order: the micro-batch's own mean, over all data-parallel ranks, enters before use."""

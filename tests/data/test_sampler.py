@@ -40,6 +40,7 @@ options = st.fixed_dictionaries(
         "dp_size": st.integers(1, 5),
         "tokens_per_microbatch": st.integers(40, 120),
         "pairs_per_microbatch": st.none() | st.integers(1, 4),
+        "shared_tokens": st.none() | st.integers(5, 120),
         "microbatch_multiple": st.integers(1, 3),
     }
 )
@@ -62,6 +63,8 @@ def test_every_pair_once_an_epoch_within_the_budget(tokens: list[int], arguments
             for microbatch in rank:
                 assert sum(tokens[pair] for pair in microbatch) <= arguments["tokens_per_microbatch"]
                 assert len(microbatch) <= (arguments["pairs_per_microbatch"] or len(tokens))
+                if len(microbatch) > 1:
+                    assert sum(tokens[pair] for pair in microbatch) <= (arguments["shared_tokens"] or 10**6)
             if arguments["order"] == "shuffled" or arguments["pairs_per_microbatch"] is None:
                 fewest_empty = max(0, len(rank) - sum(map(len, rank)))
                 assert sum(not microbatch for microbatch in rank) == fewest_empty
@@ -147,6 +150,17 @@ def test_a_bound_on_pairs_keeps_the_microbatches_few() -> None:
     """One long pair would balance three short ones, but the rank of these would need three micro-batches."""
     plan = sampler([90, 10, 10, 10], batch_pairs=4, dp_size=2, pairs_per_microbatch=1).plan(0)
     assert [[len(microbatch) for microbatch in rank] for rank in plan] == [[1, 1], [1, 1]]
+
+
+def test_pairs_that_share_a_microbatch_stay_within_their_own_bound() -> None:
+    """A long pair is alone; the others share as far as the smaller bound allows."""
+    plan = sampler([90, 20, 20, 20, 20, 60], batch_pairs=6, shared_tokens=50).plan(0)[0]
+    assert sorted(sorted(np.array([90, 20, 20, 20, 20, 60])[pairs].tolist()) for pairs in plan) == [
+        [20, 20],
+        [20, 20],
+        [60],
+        [90],
+    ]
 
 
 def test_a_pair_above_the_budget_is_named_with_the_remedy() -> None:

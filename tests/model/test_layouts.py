@@ -67,9 +67,13 @@ def assert_same(result, expected, tolerance=1e-12):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_sharing_packing_and_recompute_change_nothing(tmp_path, tied, recompute):
-    recipe = make_recipe(tmp_path, memory={"recompute": recompute})
+@pytest.mark.parametrize(
+    "memory",
+    [{"recompute": "none"}, {"recompute": "selective"}, {"recompute": "full"}, {"recompute_above_tokens": 40}],
+    ids=["none", "selective", "full", "long packs"],
+)
+def test_sharing_packing_and_recompute_change_nothing(tmp_path, tied, memory):
+    recipe = make_recipe(tmp_path, memory=memory)
     with one_process(recipe):
         (model,) = random_model(recipe, replace(SHAPE, tied=tied), torch.float64)
         expected = loss_and_grads(model, [pack([i], "separate") for i in range(5)])
@@ -77,6 +81,18 @@ def test_sharing_packing_and_recompute_change_nothing(tmp_path, tied, recompute)
         assert_same(loss_and_grads(model, [pack(range(5), "shared", multiple_of=32)]), expected)
         assert_same(loss_and_grads(model, [pack([3, 0, 4], "shared"), pack([1, 2], "separate", 8)]), expected)
         assert_same(loss_and_grads(model, [pack(range(5), "shared"), pack([], "shared", 8)]), expected)
+
+
+def test_only_long_packs_are_recomputed(tmp_path):
+    recipe = make_recipe(tmp_path, memory={"recompute_above_tokens": 100})
+    with one_process(recipe):
+        (model,) = random_model(recipe, SHAPE, torch.float64)
+        runs: list[int] = []
+        model.decoder.layers[0].register_forward_pre_hook(lambda *_: runs.append(1))
+        for rows, times in ((128, 2), (100, 1), (104, 2), (64, 1)):
+            runs.clear()
+            loss_and_grads(model, [pack([0], "shared", multiple_of=rows)])
+            assert len(runs) == times, f"{rows} rows"
 
 
 def test_a_wrong_branch_label_would_be_seen(tmp_path):

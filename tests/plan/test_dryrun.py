@@ -12,8 +12,8 @@ from megatron.core.parallel_state import RankGenerator
 
 from spot_megatron.errors import RecipeError, WeightError
 from spot_megatron.plan import dryrun
-from spot_megatron.plan.dryrun import PUBLISHED_PARAMETERS, Holdings, checkpoint_bytes, dry_run, hf_config, places
-from spot_megatron.plan.memory import parameters_of_rank
+from spot_megatron.plan.dryrun import PUBLISHED_PARAMETERS, Holdings, dry_run, hf_config, places
+from spot_megatron.plan.memory import checkpoint_bytes, parameters_of_rank
 from spot_megatron.plan.model_shapes import PUBLISHED, ModelShape, model_shape
 from spot_megatron.plan.split import Split
 from spot_megatron.recipe import RECIPE_FOLDER, Parallel, load_recipe

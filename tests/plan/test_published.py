@@ -90,7 +90,7 @@ def test_known_states_are_closer():
     for row in (row for row in PEAKS if row.knows_gpus):
         split = Split(Parallel(**row.parallel), row.num_gpus)
         dense, experts = parameters_of_rank(row.shape, split, split.parallel.pipeline - 1)
-        weight, gradient, optimizer = bytes_per_parameter(Precision())
+        weight, gradient, optimizer = bytes_per_parameter(Precision(), Memory())
         states = (weight + gradient + optimizer / split.dense_shards) * dense
         assert experts == 0
         assert states == pytest.approx(row.steady, rel=0.05)

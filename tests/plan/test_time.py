@@ -140,8 +140,9 @@ def test_collectives_between_nodes_are_bound_by_their_network_cards():
 def test_gradients_hide_behind_the_backward_pass():
     gathering = 2 * QWEN3_8B.num_parameters * 7 / 8 / 160e9
     reducing = 2 * gathering
-    assert data_seconds(_job(), hidden_behind=10.0) == pytest.approx(gathering + 0.1 * reducing, rel=0.01)
-    assert data_seconds(_job(), hidden_behind=0.0) == pytest.approx(gathering + reducing, rel=0.01)
+    exposed = 0.1 * gathering  # the rest is hidden behind the next forward pass
+    assert data_seconds(_job(), hidden_behind=10.0) == pytest.approx(exposed + 0.1 * reducing, rel=0.01)
+    assert data_seconds(_job(), hidden_behind=0.0) == pytest.approx(exposed + reducing, rel=0.01)
     assert data_seconds(_job(num_gpus=1), hidden_behind=0.0) == 0
 
 

@@ -31,6 +31,7 @@ SPLITS: dict[str, tuple[int, dict]] = {
     "separate": (1, {"data": {"layout": "separate"}}),
     "separate_unpacked": (1, {"data": {"layout": "separate", "pairs_per_microbatch": 1}}),
     "full_recompute": (1, {"memory": {"recompute": "full"}}),
+    "long_packs_recomputed": (1, {"memory": {"recompute_above_tokens": 60}}),
     "tp2": (2, {"parallel": {"tensor": 2}}),
     "tp2_sp": (2, {"parallel": {"tensor": 2, "sequence": True}}),
     "pp2": (2, {"parallel": {"pipeline": 2}, "data": {"pairs_per_microbatch": 2}}),
@@ -49,7 +50,14 @@ SPLITS: dict[str, tuple[int, dict]] = {
     "cp2_dp2": (4, {"parallel": {"context": 2}}),
     "cp2_pp2": (4, {"parallel": {"context": 2, "pipeline": 2}, "data": {"pairs_per_microbatch": 2}}),
     "cp2_tp2_sp": (4, {"parallel": {"context": 2, "tensor": 2, "sequence": True}}),
-    "pp2_dp2": (4, {"parallel": {"pipeline": 2}, "data": {"pairs_per_microbatch": 2}}),
+    "pp2_dp2": (
+        4,
+        {
+            "parallel": {"pipeline": 2},
+            "data": {"pairs_per_microbatch": 2},
+            "memory": {"recompute_above_tokens": 40},
+        },
+    ),
     "vpp2_dp2": (4, {"parallel": {"pipeline": 2, "virtual_pipeline": 2}, "data": {"pairs_per_microbatch": 2}}),
 }
 # The same on other models: which splits to try, and how the model folder is made (tests/weights/models.py).
