@@ -132,7 +132,8 @@ study: $(READY) ## the paper in miniature: every objective on the tiny model
 bench: $(READY) ## speed and memory against TRL, interleaved: [ARGS=...]
 	$(PY) -m benchmarks.against_trl $(ARGS)
 
-bench-gpu: $(READY) ## tokens/s, MFU and memory on the GPUs at hand: [ARGS=...]
+bench-gpu: $(READY) ## attention kernels, then tokens/s, MFU and memory on the GPUs at hand: [ARGS="--model 8b ..."]
+	$(PY) -m benchmarks.attention
 	$(PY) -m benchmarks.gpu $(ARGS)
 
 tiny: $(READY) ## makes the embedded model and its pairs again: [OUT=dir] (about 15 minutes on a core)

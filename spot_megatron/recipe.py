@@ -24,6 +24,8 @@ class Section(BaseModel):
 
 class Model(Section):
     hf: str  # folder with config.json and safetensors, or hub id
+    # The attention kernel on CUDA; auto takes the first of flash3, flash2, torch, flex, sdpa that is installed.
+    attention: Literal["auto", "flash3", "flash2", "engine", "torch", "flex", "sdpa"] = "auto"
 
 
 class Data(Section):
@@ -86,7 +88,6 @@ class Precision(Section):
     dtype: Literal["fp32", "bf16"] = "bf16"
     fp8: Literal["none", "tensorwise", "blockwise"] = "none"
     grad_dtype: Literal["fp32", "bf16"] = "fp32"
-    moments: Literal["fp32", "bf16"] = "fp32"  # AdamW's
 
 
 class Memory(Section):
@@ -95,6 +96,7 @@ class Memory(Section):
     # a longer pair, alone in its micro-batch, is recomputed in full.
     recompute_above_tokens: int | None = Field(None, ge=1)
     master_weights: Literal["fp32", "remainders"] = "fp32"  # remainders: the low 16 bits, beside the bf16 weights
+    moments: Literal["fp32", "bf16"] = "fp32"  # AdamW's
 
 
 class Checkpoint(Section):
@@ -146,7 +148,7 @@ class Recipe(Section):
     @property
     def has_compact_states(self) -> bool:
         """The optimizer keeps less than fp32 master weights and moments."""
-        return self.memory.master_weights != "fp32" or self.precision.moments != "fp32"
+        return self.memory.master_weights != "fp32" or self.memory.moments != "fp32"
 
     def dump(self) -> str:
         """The resolved recipe as YAML; loading it gives the same recipe."""
@@ -308,11 +310,11 @@ def _check_combinations(recipe: Recipe, path: Path) -> None:
         "memory.recompute_above_tokens says which packs are recomputed; set memory.recompute to none": (
             recipe.memory.recompute_above_tokens is not None and recipe.memory.recompute != "none"
         ),
-        "memory.master_weights=remainders and precision.moments=bf16 go with precision.dtype=bf16": (
+        "memory.master_weights=remainders and memory.moments=bf16 go with precision.dtype=bf16": (
             precision.dtype == "fp32" and recipe.has_compact_states
         ),
         "precision.fp8: Megatron-Core does not combine it with memory.master_weights=remainders or "
-        "precision.moments=bf16; set both to fp32": precision.fp8 != "none" and recipe.has_compact_states,
+        "memory.moments=bf16; set both to fp32": precision.fp8 != "none" and recipe.has_compact_states,
         "export.hf=false leaves evaluation.questions nothing to ask": (
             recipe.evaluation.questions is not None and not recipe.export.hf
         ),

@@ -60,7 +60,7 @@ def test_the_dump_is_the_recipe(tmp_path):
         (BASE + "objective: {name: spot_bce}\n", ["shift", "spot_bco"]),
         (BASE + "objective: {shift: {kind: cumulative_inclusive}}\nparallel: {pipeline: 2}\n", ["pipeline"]),
         (BASE + "memory: {recompute: full, recompute_above_tokens: 9}\n", ["recompute_above_tokens", "none"]),
-        (BASE + "precision: {dtype: fp32, moments: bf16}\n", ["moments", "bf16"]),
+        (BASE + "precision: {dtype: fp32}\nmemory: {moments: bf16}\n", ["moments", "bf16"]),
         (BASE + "precision: {fp8: tensorwise}\nmemory: {master_weights: remainders}\n", ["fp8", "master_weights"]),
         (BASE + "evaluation: {questions: q.jsonl}\nexport: {hf: false}\n", ["evaluation", "export"]),
     ],
@@ -108,7 +108,7 @@ def test_documented_keys_are_the_schema():
     assert sections["parallel"] == sorted(
         ["tensor", "sequence", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor", "timeout_minutes"]
     )
-    assert sections["precision"] == ["dtype", "fp8", "grad_dtype", "moments"]
+    assert sections["precision"] == ["dtype", "fp8", "grad_dtype"]
     assert sections["checkpoint"] == ["every_steps", "keep", "resume"]
     assert sections["logging"] == ["tensorboard", "wandb"]
     assert sections["export"] == ["hf", "shard_gb"]

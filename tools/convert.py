@@ -59,7 +59,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.logits:
         from spot_megatron.weights.compare_logits import compare_logits
 
-        errors = compare_logits(options.a, options.b, options.logits)
+        errors = compare_logits(options.a, options.b, options.logits, options.device)
         for stage in errors:
             print(f"{stage.name}: largest difference {stage.error:.2e} of {stage.scale:.3g}")
         wrong = [stage.name for stage in errors if not stage.relative <= options.tolerance]
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     verifying.add_argument("--a", type=Path, required=True)
     verifying.add_argument("--b", type=Path, required=True)
     verifying.add_argument("--logits", type=Path, help="JSONL of prompts: compare hidden states and logits as well")
+    verifying.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where Megatron's model runs")
     verifying.add_argument("--tolerance", type=float, default=1e-5, help="of the largest magnitude (default 1e-5)")
     return parser
 

@@ -3,7 +3,7 @@
 A pack is `[P1 C1 | P2 C2 | ... | R1 | R2 | ... | pad]`: P the prompt with the shared response, C and R the suffixes.
 Call 1 runs causally over each [P C]. Call 2 lets each R attend to its own P, gathered, and causally to itself.
 No dense mask is built, and no position is computed twice. `layout: separate` needs call 1 only. On CUDA each call is
-one flash kernel; cpu_attention.py is the form for a CPU.
+one kernel of attention_kernels.py (FlexAttention does both calls at once); cpu_attention.py is the form for a CPU.
 
 Context parallelism splits a pack's rows evenly over ranks. Around the attention an all-to-all trades rows for heads, so
 that each rank runs both calls over whole packs with its share of the heads, and nothing else changes.
@@ -13,23 +13,20 @@ Shapes: T rows of a pack, N query heads, G key-value heads, D head dimension, X 
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import all_to_all
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from spot_megatron.data.layout import Pack
+from spot_megatron.model.attention_kernels import flex, flex_mask, pick_kernel, spans, varlen_kernel
+from spot_megatron.model.config import PairConfig
 from spot_megatron.model.cpu_attention import cpu_attention
 from spot_megatron.parallel.device import to_device
 
@@ -54,6 +51,7 @@ class PairSeqParams(PackedSeqParams):
     head_row: Tensor  # [S] int64: row whose hidden state predicts head_target
     head_target: Tensor  # [S] int64
     head_segment: Tensor  # [S] int64: 3 * pair + {0 shared, 1 chosen, 2 rejected}
+    block_mask: Any = None  # FlexAttention's, made by the first layer for all of them
 
 
 def own_rows(pack: Pack, context_rank: int, context_size: int) -> slice:
@@ -100,12 +98,13 @@ def _longest(cu: Any) -> int:
 class PairAttention(torch.nn.Module):
     """Drop-in for `core_attention` in Megatron's attention spec. Holds no parameters."""
 
-    def __init__(self, config: TransformerConfig, layer_number: int, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: PairConfig, layer_number: int, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         del layer_number, args
         scale = kwargs.get("softmax_scale")
         self.scale: float = scale if scale is not None else 1 / math.sqrt(config.kv_channels)
-        self.varlen = varlen_backend(config.params_dtype)
+        on_cuda = not config.use_cpu_initialization
+        self.kernel = pick_kernel(config.attention_kernel, config.params_dtype) if on_cuda else None
         self.context_group = mpu.get_context_parallel_group() if config.context_parallel_size > 1 else None
 
     def forward(
@@ -124,21 +123,30 @@ class PairAttention(torch.nn.Module):
         layout = packed_seq_params
         assert isinstance(layout, PairSeqParams) and query.shape[1] == 1
         query, key, value = (_rows_for_heads(x[:, 0], self.context_group) for x in (query, key, value))
-        out = (self._on_cpu if query.device.type == "cpu" else self._two_calls)(query, key, value, layout)
+        out = self._attend(query, key, value, layout)
         out = _heads_for_rows(out, self.context_group)
         return out.reshape(out.shape[0], 1, -1)
 
-    def _on_cpu(self, query: Tensor, key: Tensor, value: Tensor, layout: PairSeqParams) -> Tensor:
-        return cpu_attention(query, key, value, *_cpu_parts(layout), self.scale)
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, layout: PairSeqParams) -> Tensor:
+        """query [T, N, D], key and value [T, G, D] -> [T, N, D]."""
+        if self.kernel is None:
+            return cpu_attention(query, key, value, *_cpu_parts(layout), self.scale)
+        if self.kernel != "flex":
+            return self._two_calls(query, key, value, layout)
+        if layout.block_mask is None:
+            cu = layout.cu_main, layout.cu_suffix_q, layout.cu_suffix_k
+            layout.block_mask = flex_mask(len(query), *cu, layout.suffix_k_index)
+        return flex(query, key, value, layout.block_mask, self.scale)
 
     def _two_calls(self, query: Tensor, key: Tensor, value: Tensor, layout: PairSeqParams) -> Tensor:
+        varlen = varlen_kernel(str(self.kernel))
         main = slice(0, layout.num_main)
         cu, longest = layout.cu_main, layout.max_main
-        out = self.varlen(query[main], key[main], value[main], cu, cu, longest, longest, self.scale)
+        out = varlen(query[main], key[main], value[main], cu, cu, longest, longest, self.scale)
         if not layout.num_suffix:
             return out
         index = layout.suffix_k_index
-        suffix = self.varlen(
+        suffix = varlen(
             query[layout.num_main :],
             key.index_select(0, index),
             value.index_select(0, index),
@@ -169,83 +177,11 @@ def _heads_for_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return all_to_all(group, by_rank).transpose(0, 1).reshape(rows // group.size(), -1, dim)
 
 
-Varlen = Callable[..., Tensor]
-
-
-def varlen_backend(dtype: torch.dtype) -> Varlen:
-    """The kernel of both calls on CUDA; all take the arguments of `varlen_sdpa`.
-
-    16-bit: flash-attn where it is installed, else PyTorch's own build of the same kernel (2.10 and later). Otherwise
-    PyTorch's SDPA, a call a sequence.
-    """
-    if not (torch.cuda.is_initialized() and dtype in (torch.bfloat16, torch.float16)):
-        return varlen_sdpa
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        pass
-    else:
-        return lambda q, k, v, cu_q, cu_k, max_q, max_k, scale: flash_attn_varlen_func(
-            q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True
-        )
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return varlen_sdpa
-
-    def torch_flash(
-        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
-    ) -> Tensor:
-        # A window without a right side is a causal mask, aligned at the last key as in flash-attn.
-        gqa = q.shape[1] != k.shape[1]
-        out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=(-1, 0), enable_gqa=gqa)
-        assert isinstance(out, Tensor)  # a pair only when the log-sum-exp is asked for
-        return out
-
-    return torch_flash
-
-
-def varlen_sdpa(
-    query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
-) -> Tensor:
-    """Causal attention of each sequence, aligned at the end: the last query sees every key of its sequence.
-
-    Args:
-        query: [rows, N, D]; key, value: [rows, G, D] with N a multiple of G.
-        cu_q, cu_k: int32 offsets of the sequences in queries and keys.
-
-    Returns:
-        [rows, N, D].
-    """
-    del max_q, max_k
-    outputs = []
-    for (q0, q1), (k0, k1) in zip(_spans(cu_q), _spans(cu_k), strict=True):
-        square = q1 - q0 == k1 - k0
-        # SDPA's is_causal aligns at the start, which is the same only for as many queries as keys.
-        out = F.scaled_dot_product_attention(
-            query[q0:q1].transpose(0, 1)[None],
-            key[k0:k1].transpose(0, 1)[None],
-            value[k0:k1].transpose(0, 1)[None],
-            attn_mask=None if square else causal_lower_right(q1 - q0, k1 - k0),
-            is_causal=square,
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        outputs.append(out[0].transpose(0, 1))
-    return torch.cat(outputs)
-
-
 def _cpu_parts(layout: PairSeqParams) -> tuple[list[slice], list[tuple[slice, slice]]]:
     """Rows of every sequence of call 1, and of every one of call 2 with the rows of its prefix."""
     first_keys = layout.suffix_k_index[layout.cu_suffix_k[:-1].long()].tolist()
     suffixes = []
-    for (q0, q1), (k0, k1), first in zip(
-        _spans(layout.cu_suffix_q), _spans(layout.cu_suffix_k), first_keys, strict=True
-    ):
+    for (q0, q1), (k0, k1), first in zip(spans(layout.cu_suffix_q), spans(layout.cu_suffix_k), first_keys, strict=True):
         num_prefix = (k1 - k0) - (q1 - q0)
         suffixes.append((slice(layout.num_main + q0, layout.num_main + q1), slice(first, first + num_prefix)))
-    return [slice(*span) for span in _spans(layout.cu_main)], suffixes
-
-
-def _spans(cu: Tensor) -> list[tuple[int, int]]:
-    return list(itertools.pairwise(cu.tolist()))
+    return [slice(*span) for span in spans(layout.cu_main)], suffixes

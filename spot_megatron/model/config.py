@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from spot_megatron.errors import RecipeError
+from spot_megatron.model.attention_kernels import pick_kernel
 from spot_megatron.recipe import Memory, Parallel, Precision, Recipe
 from spot_megatron.weights.hf_config import HFModelConfig
 
@@ -24,6 +25,7 @@ class PairConfig(TransformerConfig):
     """Megatron's configuration, and what this project adds to it."""
 
     recompute_above_tokens: int | None = None  # packs of more rows are recomputed in full, all others not at all
+    attention_kernel: str = "auto"  # of model/attention_kernels.py, on CUDA
 
 
 def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
@@ -36,11 +38,13 @@ def transformer_config(hf: HFModelConfig, recipe: Recipe, device: str) -> PairCo
     """The model's configuration under `recipe` on `device` ("cuda" or "cpu").
 
     Raises:
-        RecipeError: a parallel size does not divide the model, or FP8 or the optimizer's states cannot be had here.
+        RecipeError: a parallel size does not divide the model, or FP8, the optimizer's states or the attention kernel
+            cannot be had here.
     """
     check_parallel(hf, recipe.parallel)
     check_fp8(recipe.precision, device)
     check_states(recipe, device)
+    check_attention(recipe, device)
     dtype = DTYPES[recipe.precision.dtype]
     cuda = device == "cuda"
     options: dict[str, Any] = dict(
@@ -80,6 +84,7 @@ def transformer_config(hf: HFModelConfig, recipe: Recipe, device: str) -> PairCo
         apply_rope_fusion=cuda and has_transformer_engine(),
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
+        attention_kernel=recipe.model.attention,
         moe_token_dispatcher_type="alltoall",  # mcore asks for it with variable sequence lengths, dense models too
         **(_experts(hf, recipe.parallel, cuda) if hf.moe_layers else {}),
         **_stages(hf.num_layers, recipe.parallel),
@@ -151,9 +156,17 @@ def check_states(recipe: Recipe, device: str) -> None:
     """Raises RecipeError where the optimizer's states cannot be kept as the recipe says."""
     if recipe.has_compact_states and (device != "cuda" or not has_transformer_engine()):
         raise RecipeError(
-            "memory.master_weights=remainders and precision.moments=bf16 need Transformer Engine's AdamW on a CUDA "
+            "memory.master_weights=remainders and memory.moments=bf16 need Transformer Engine's AdamW on a CUDA "
             "device; here set both to fp32"
         )
+
+
+def check_attention(recipe: Recipe, device: str) -> None:
+    """Raises RecipeError where the attention kernel that the recipe names cannot run."""
+    if device == "cuda":
+        pick_kernel(recipe.model.attention, DTYPES[recipe.precision.dtype])
+    elif recipe.model.attention != "auto":
+        raise RecipeError(f"model.attention={recipe.model.attention} names a CUDA kernel; on a CPU set it to auto")
 
 
 def has_transformer_engine() -> bool:

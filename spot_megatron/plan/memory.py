@@ -96,7 +96,7 @@ def bytes_per_parameter(precision: Precision, memory: Memory) -> tuple[int, int,
     """(weights, gradients, optimizer before it is divided over ranks); see the module."""
     if precision.dtype == "fp32":
         return 4, 4, 8
-    optimizer = (4 if memory.master_weights == "fp32" else 2) + 2 * (4 if precision.moments == "fp32" else 2)
+    optimizer = (4 if memory.master_weights == "fp32" else 2) + 2 * (4 if memory.moments == "fp32" else 2)
     return 2, 4 if precision.grad_dtype == "fp32" else 2, optimizer
 
 

@@ -42,6 +42,7 @@ def fixed_part(recipe: Recipe, num_pairs: int, num_steps: int) -> dict[str, Any]
     """The part of a recipe that a resumed run must share with the run it continues."""
     dump = recipe.model_dump(mode="json")
     dump["train"].pop("log_every_steps")
+    dump["model"].pop("attention")
     part = {key: dump[key] for key in _FIXED} | {f"data.{key}": dump["data"][key] for key in _FIXED_DATA}
     return part | {"num_pairs": num_pairs, "num_steps": num_steps}
 

@@ -64,6 +64,7 @@ def make_trainable(chunks: list[PairGPT], recipe: Recipe, device: str) -> Policy
         DistributedDataParallel(config=config, ddp_config=ddp, module=chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
     ]
+    _fuse_weight_gradients(chunks)
     optimizer = get_megatron_optimizer(_optimizer_config(recipe), wrapped, use_gloo_process_groups=False)
     if device == "cpu":
         for group in optimizer.param_groups:
@@ -75,6 +76,17 @@ def make_trainable(chunks: list[PairGPT], recipe: Recipe, device: str) -> Policy
     if overlap:
         config.grad_sync_func = wrapped[0].start_grad_sync if single else [chunk.start_grad_sync for chunk in wrapped]
     return Policy(chunks, wrapped, optimizer, recipe.optim.weight_decay)
+
+
+def _fuse_weight_gradients(chunks: list[PairGPT]) -> None:
+    """Has Transformer Engine's layers add weight gradients to DDP's buffers inside the matrix product.
+
+    Megatron's own switch for it asks for apex, which only its own LM head would need; ours (model/logprob.py) adds to
+    the buffer itself.
+    """
+    for module in (module for chunk in chunks for module in chunk.modules()):
+        if hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = True
 
 
 def _bucket_size(chunk: PairGPT, num_replicas: int) -> int:
@@ -109,7 +121,7 @@ def _optimizer_config(recipe: Recipe) -> OptimizerConfig:
 
 def _compact_states(recipe: Recipe) -> dict[str, Any]:
     """Transformer Engine's AdamW, which takes gradients in the buffers' own type and keeps states as told."""
-    moments = DTYPES[recipe.precision.moments]
+    moments = DTYPES[recipe.memory.moments]
     return {
         "use_precision_aware_optimizer": True,
         "store_param_remainders": recipe.memory.master_weights == "remainders",

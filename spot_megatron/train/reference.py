@@ -30,12 +30,13 @@ from spot_megatron.train.step import MicroBatch, forward_backward, side_sums, su
 
 
 def reference_key(recipe: Recipe, dataset: PreferencePairDataset, weights_digest: str, software: str) -> str:
-    """Hex digest naming a cache: weights, tokens, precision, layout and the software that computes."""
+    """Hex digest naming a cache: weights, tokens, precision, layout, kernel and software."""
     parts = {
         "weights": weights_digest,
         "pairs": dataset.fingerprint(),
         "precision": recipe.precision.model_dump(),
         "layout": recipe.data.layout,
+        "attention": recipe.model.attention,
         "software": software,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

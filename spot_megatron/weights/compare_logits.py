@@ -19,15 +19,13 @@ from spot_megatron.data.template import load_tokenizer
 from spot_megatron.errors import PairError
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import PairGPT, build_model
-from spot_megatron.parallel.groups import parallel_groups
+from spot_megatron.parallel.groups import parallel_groups, pick_device
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.step import microbatch
 from spot_megatron.weights.hf_config import HFModelConfig, read_hf_config
 from spot_megatron.weights.hf_files import HFFolder
 from spot_megatron.weights.load import load_hf
 from spot_megatron.weights.megatron_files import load_model
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,10 @@ class StageError:
         return self.error / self.scale
 
 
-def compare_logits(hf_folder: Path, other: Path, prompts: Path) -> list[StageError]:
-    """The largest differences between transformers on `hf_folder` and Megatron on `other`, in float32 on the CPU.
+def compare_logits(hf_folder: Path, other: Path, prompts: Path, device: str = "cpu") -> list[StageError]:
+    """The largest differences between transformers on `hf_folder` and Megatron on `other`, in float32.
+
+    transformers runs on the CPU, Megatron on `device` with the layers that train there.
 
     Args:
         other: a Hugging Face folder, or a Megatron checkpoint (imported, or a run's).
@@ -56,7 +56,7 @@ def compare_logits(hf_folder: Path, other: Path, prompts: Path) -> list[StageErr
     sequences = read_prompts(prompts, hf_folder)
     expected = _run_transformers(hf_folder, sequences)
     gc.collect()
-    found = _run_megatron(other, sequences)
+    found = _run_megatron(other, sequences, device)
     names = [*(f"layer {number}" for number in range(len(expected[0]) - 1)), "logits"]
     errors = []
     for stage, name in enumerate(names):
@@ -108,31 +108,31 @@ def _run_transformers(folder: Path, sequences: Sequence[Tensor]) -> list[list[Te
 
 
 @torch.no_grad()
-def _run_megatron(folder: Path, sequences: Sequence[Tensor]) -> list[list[Tensor]]:
+def _run_megatron(folder: Path, sequences: Sequence[Tensor], device: str) -> list[list[Tensor]]:
     """The same of Megatron's model."""
     is_checkpoint = (folder / "model").is_dir()
     config = read_hf_config(folder / "hf" if is_checkpoint else folder)
     unused: dict[str, Any] = {"name": "verify", "output": "", "model": {"hf": ""}, "data": {"pairs": ""}}
     recipe = Recipe.model_validate({**unused, "precision": {"dtype": "fp32"}})
-    with parallel_groups(recipe.parallel, "cpu", recipe.seed):
-        chunks = build_model(transformer_config(config, recipe, "cpu"), config)
+    with parallel_groups(recipe.parallel, pick_device(device), recipe.seed) as topology:
+        chunks = build_model(transformer_config(config, recipe, device), config)
         if is_checkpoint:
             load_model(chunks, folder / "model")
         else:
             load_hf(chunks, HFFolder(folder), config)
-        return [_states(chunks[0], ids, config) for ids in sequences]
+        return [_states(chunks[0], ids, config, topology.device) for ids in sequences]
 
 
-def _states(model: PairGPT, ids: Tensor, config: HFModelConfig) -> list[Tensor]:
+def _states(model: PairGPT, ids: Tensor, config: HFModelConfig, device: torch.device) -> list[Tensor]:
     """Runs the ids as the prompt of a pair whose responses are a token each; rows of the prompt see only the prompt."""
     token = np.zeros(1, dtype=np.int32)
     pair = TokenPair(id="prompt", prompt_ids=ids.int().numpy(), chosen_ids=token, rejected_ids=token + 1, source="")
-    batch = microbatch(build_pack([pair], [0], "shared", 1, pad_id=0), CPU)
+    batch = microbatch(build_pack([pair], [0], "shared", 1, pad_id=0), device)
     with _Recorder([*model.decoder.layers, model.decoder]) as recorder:
         model(batch.input_ids, batch.position_ids, None, packed_seq_params=batch.layout)
     *layers, final = (state.reshape(-1, config.hidden_size)[: len(ids)] for state in recorder.states)
     weight = model.shared_embedding_or_output_weight() if config.tied else model.output_layer.weight
-    return [*layers, (final @ weight.T)[:, : config.vocab_size]]
+    return [state.cpu() for state in (*layers, (final @ weight.T)[:, : config.vocab_size])]
 
 
 class _Recorder:
