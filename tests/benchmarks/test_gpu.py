@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import attention, gpu
 from spot_megatron.data.layout import attention_cost, scored_rows
+from spot_megatron.model.attention import pair_seq_params
 from tests.support import SHAPE, make_recipe, one_process
 
 
@@ -58,6 +59,16 @@ def test_the_whole_path_on_a_cpu(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only without a GPU")
-def test_refuses_without_a_gpu(capsys):
-    assert gpu.main([]) == 2
+@pytest.mark.parametrize("program", [gpu, attention])
+def test_refuses_without_a_gpu(program, capsys):
+    assert program.main([]) == 2
     assert "PyTorch sees none here" in capsys.readouterr().err
+
+
+def test_the_attention_that_is_timed_is_the_models():
+    pack = gpu.random_dataset(response=20, shared=0.5, num_pairs=2, vocab_size=50).pack(range(2), "shared", 128)
+    layout = pair_seq_params(pack, torch.device("cpu"))
+    rows = len(pack.input_ids)
+    inputs = [torch.randn(rows, 1, heads, 16, requires_grad=True) for heads in (4, 2, 2)]
+    timed, models = (attention.kernel_attention(name, 16)(*inputs, packed_seq_params=layout) for name in ("sdpa", None))
+    torch.testing.assert_close(timed, models)
