@@ -65,6 +65,7 @@ test-gpu: $(READY) ## the tests that need an NVIDIA GPU
 	$(PY) -m pytest -m gpu tests/gpu -s
 
 test-slow: $(READY) ## the long tests
+	$(PY) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,slow]'
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
 
 # Megatron-Core 0.17 and later say that they need Python 3.12, but run on 3.11: their wheel is unpacked beside the venv.
@@ -129,7 +130,7 @@ eval: $(READY) ## questions answered: MODEL=dir [BASE=dir] [QUESTIONS=file]
 study: $(READY) ## the paper in miniature: every objective on the tiny model
 	$(PY) -m tools.study
 
-bench: $(READY) ## speed and memory against TRL, interleaved: [ARGS=...]
+bench: $(READY) ## speed and memory against TRL, interleaved: [ARGS="--trl newest --responses 600 ..."]
 	$(PY) -m benchmarks.against_trl $(ARGS)
 
 bench-gpu: $(READY) ## attention kernels, then tokens/s, MFU and memory on the GPUs at hand: [ARGS="--model 8b ..."]

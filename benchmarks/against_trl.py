@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case, make_pairs, write_model, write_pairs
-from benchmarks.measure import ROOT, run_worker, trl_python
+from benchmarks.measure import ENVIRONMENT_FOLDER, ROOT, environment_python, run_worker
 from benchmarks.tables import markdown
 
 LAYOUTS = ("shared", "separate")
@@ -92,7 +92,7 @@ def systems_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """By name: the program, its Python, and what its job adds. TRL lost the reward shift of bco_pair in 0.29, so the
     newest one is compared on the objective without it."""
     objective = "spot_bco" if options.trl == "0.20.0" else "spot_bce"
-    python = trl_python(options.trl, options.environments)
+    python = environment_python(f"trl-{options.trl}", options.environments)
     systems: dict[str, dict[str, Any]] = {
         layout: {
             "worker": "benchmarks.our_worker",
@@ -125,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/against_trl.json")
     parser.add_argument("--trl", choices=["0.20.0", "newest"], default="0.20.0")
-    parser.add_argument("--environments", type=Path, default=ROOT / ".venv-benchmarks", help="folder of TRL's packages")
+    parser.add_argument("--environments", type=Path, default=ENVIRONMENT_FOLDER, help="folder of TRL's packages")
     parser.add_argument("--responses", type=int, nargs="+", default=[600, 1500], help="tokens of a response")
     parser.add_argument("--shared", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="shared fractions")
     parser.add_argument("--steps", type=int, default=3, help="of a run; the first one is not counted")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.convert`: a random Qwen3 of 1.05 B parameters, against a kernel copy and transformers.
+"""`python -m benchmarks.convert`: a random Qwen3 of 1.08 B parameters, against a kernel copy, transformers and mbridge.
 
 Prints a Markdown table. The programs take turns, each run a process of its own, and the least CPU time of several runs
 counts: on a shared machine wall time says little. Memory is the sum over all processes of a program.
@@ -15,9 +15,13 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
+
+from benchmarks.measure import ENVIRONMENT_FOLDER, ROOT, environment_python
 
 MAKE_MODEL = """
 import sys, torch
@@ -31,7 +35,6 @@ Qwen3ForCausalLM(config).save_pretrained(sys.argv[1], max_shard_size="450MB")
 COPY = """
 import os, sys
 from pathlib import Path
-import torch
 source, target = map(Path, sys.argv[1:])
 target.mkdir()
 for file in source.iterdir():
@@ -92,7 +95,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__)
     parser.add_argument("--folder", type=Path, help="where to work (7 GB; default: a temporary folder)")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--environments", type=Path, default=ENVIRONMENT_FOLDER, help="folder of mbridge's packages")
     options = parser.parse_args()
+    mbridge = environment_python("mbridge-0.15.1", options.environments)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         base = Path(name)
         source, checkpoint, copy = base / "model", base / "checkpoint", base / "copy"
@@ -100,10 +105,12 @@ def main() -> int:
         weights = sum(file.stat().st_size for file in source.glob("*.safetensors"))
         convert = [sys.executable, "-m", "tools.convert"]
         programs = {
-            "kernel copy (sendfile, fsync; imports torch)": [sys.executable, "-c", COPY, source, copy],
+            "kernel copy (sendfile, fsync)": [sys.executable, "-c", COPY, source, copy],
+            "import torch, nothing else": [sys.executable, "-c", "import torch"],
             "tools.convert import, 2 processes": [*convert, "import", "--hf", source, "--output", checkpoint],
             "tools.convert export, 2 processes": [*convert, "export", "--checkpoint", checkpoint, "--output", copy],
             "transformers load + save": [sys.executable, "-c", TRANSFORMERS, source, copy],
+            "mbridge 0.15.1 (patched) load + save": [mbridge, ROOT / "benchmarks" / "mbridge_worker.py", source, copy],
         }
         costs: dict[str, list[Cost]] = {}
         for _ in range(options.repeats):
@@ -113,8 +120,11 @@ def main() -> int:
                 os.sync()
                 workers = ["--workers", "2"] if "tools.convert" in command else []
                 costs.setdefault(program, []).append(measure([str(part) for part in [*command, *workers]]))
-    print(f"{weights / 1e9:.3f} GB of weights; {platform.processor() or platform.machine()}, {os.cpu_count()} cores, ")
-    print(f"load average {os.getloadavg()[0]:.1f} at the end; best of {options.repeats} runs each\n")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    print(
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}."
+    )
+    print(f"{weights / 1e9:.3f} GB of weights; best of {options.repeats} runs each.\n")
     print("| program | CPU s | wall s, best..worst | peak anonymous memory MB | bytes moved / file bytes |")
     print("|---|---|---|---|---|")
     for program, runs in costs.items():

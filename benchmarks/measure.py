@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 import venv
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT_FOLDER = ROOT / ".venv-benchmarks"
 SAMPLE_SECONDS = 0.005
 
 
@@ -76,24 +78,24 @@ def anonymous_bytes(status: str) -> int:
     return int(line.split()[1]) * 1024 if line else 0
 
 
-def trl_python(version: str, folder: Path) -> Path:
-    """Python of an environment with TRL `version` ("newest" for the newest), made once under `folder`.
+# Other programs, each in packages of its own time; a newer transformers does not run with any of the old ones.
+ENVIRONMENTS = {
+    "trl-0.20.0": ["trl==0.20.0", "transformers==4.53.3", "accelerate==1.10.1", "datasets==4.0.0", "setuptools"],
+    "trl-newest": ["trl", "setuptools"],
+    "mbridge-0.15.1": ["mbridge==0.15.1", "megatron-core==0.16.1", "transformers==4.57.6", "psutil", "einops"],
+}
 
-    torch is this environment's own version, so that both sides run the same kernels.
-    """
-    python = folder / f"trl-{version}" / "bin" / "python"
+
+def environment_python(name: str, folder: Path) -> Path:
+    """Python of one of ENVIRONMENTS, made once under `folder`, with this environment's version of torch: all run the same
+    kernels."""
+    python = folder / name / "bin" / "python"
     ready = python.parent.parent / ".ready"
     if ready.exists():
         return python
-    import torch
-
     venv.create(python.parent.parent, with_pip=True, clear=True)
-    torch_version = torch.__version__.split("+")[0]
-    # The packages of TRL 0.20.0's time; a newer transformers does not run with it.
-    old = ["trl==0.20.0", "transformers==4.53.3", "accelerate==1.10.1", "datasets==4.0.0"]
-    packages = ["trl"] if version == "newest" else old
-    assert version in ("newest", "0.20.0"), version
-    for batch in ([f"torch=={torch_version}"], [*packages, "setuptools"]):
+    torch_version = version("torch").split("+")[0]
+    for batch in ([f"torch=={torch_version}"], ENVIRONMENTS[name]):
         print(f"{python} -m pip install {' '.join(batch)}", file=sys.stderr, flush=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *batch], check=True)
     ready.touch()

@@ -18,11 +18,11 @@ from spot_megatron.weights.names import EMBEDDING, LM_HEAD, is_derived
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor that two folders do not share bit for bit; `largest` is NaN where no number can be given."""
+    """A tensor that two folders do not share bit for bit; `largest` is None where values cannot be compared."""
 
     name: str
     text: str
-    largest: float
+    largest: float | None
 
     @property
     def part(self) -> str:
@@ -42,12 +42,16 @@ def differences(a: Path, b: Path) -> list[Difference]:
     """Every tensor that two Hugging Face folders do not share bit for bit, in the order of the forward pass."""
     left, right = HFFolder(a), HFFolder(b)
     names_left, names_right = _own_tensors(left), _own_tensors(right)
-    found = [Difference(name, f"only in {a}", float("nan")) for name in names_left - names_right]
-    found += [Difference(name, f"only in {b}", float("nan")) for name in names_right - names_left]
+    found = [Difference(name, f"only in {a}", None) for name in names_left - names_right]
+    found += [Difference(name, f"only in {b}", None) for name in names_right - names_left]
     for name in names_left & names_right:
         kinds = [f"{str(folder.dtype(name)).removeprefix('torch.')} {folder.shape(name)}" for folder in (left, right)]
         if kinds[0] != kinds[1]:
-            found.append(Difference(name, f"{kinds[0]} in {a}, {kinds[1]} in {b}", float("nan")))
+            text, largest = f"{kinds[0]} in {a}, {kinds[1]} in {b}", None
+            if left.shape(name) == right.shape(name):
+                values = _compare_values(name, left, right)
+                text, largest = f"{text}; {values.text}", values.largest
+            found.append(Difference(name, text, largest))
         elif not same_bytes(left.spans[name], right.spans[name]):
             found.append(_compare_values(name, left, right))
     return sorted(found, key=lambda difference: difference.depth)
@@ -63,7 +67,8 @@ def _compare_values(name: str, left: HFFolder, right: HFFolder) -> Difference:
             count += int(unequal.sum())
             errors = (ours[unequal].double() - theirs[unequal].double()).abs()
             largest = float(torch.maximum(errors.max(), torch.tensor(largest, dtype=torch.float64)))
-    return Difference(name, f"{count} of {total} values differ, by up to {largest:g}", largest)
+    text = f"{count} of {total} values differ, by up to {largest:g}" if count else "the values are the same"
+    return Difference(name, text, largest)
 
 
 def _runs(name: str, left: HFFolder, right: HFFolder) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -78,8 +83,10 @@ def report(found: Sequence[Difference]) -> list[str]:
     lines = [f"{difference.name}: {difference.text}" for difference in found]
     parts = list(dict.fromkeys(difference.part for difference in found))
     for part in parts:
-        errors = [difference.largest for difference in found if difference.part == part]
-        lines.append(f"{part}: {len(errors)} tensors differ, by up to {max(errors, key=_nan_first):g}")
+        of_part = [difference for difference in found if difference.part == part]
+        errors = [difference.largest for difference in of_part if difference.largest is not None]
+        size = f", by up to {max(errors, key=_nan_first):g}" if errors else ""
+        lines.append(f"{part}: {len(of_part)} tensors differ{size}")
     return [*lines, f"first difference: {parts[0]}"]
 
 

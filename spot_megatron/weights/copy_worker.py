@@ -9,11 +9,11 @@ import hashlib
 import os
 import pickle
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from spot_megatron.weights.copy_plan import BATCH_BYTES, Block, Failed, OutputFile, Rows, Written, batches
 from spot_megatron.weights.float_kinds import cast, has_nan
@@ -69,7 +69,7 @@ class FileCopier:
             if block.frame_shape is None:
                 put(content)
             else:
-                frame = make_frame(block.kind, block.frame_shape, end, zlib.crc32(content))
+                frame = make_frame(block.kind, block.frame_shape, end, crc32(content))
                 put(frame.head)
                 put(content)
                 put(frame.tail)
