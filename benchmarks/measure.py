@@ -87,7 +87,7 @@ ENVIRONMENTS = {
 
 
 def environment_python(name: str, folder: Path) -> Path:
-    """Python of one of ENVIRONMENTS, made once under `folder`, with this environment's version of torch: all run the same
+    """Python of one of ENVIRONMENTS, made once under `folder`, with this environment's torch: all run the same
     kernels."""
     python = folder / name / "bin" / "python"
     ready = python.parent.parent / ".ready"
