@@ -109,8 +109,8 @@ dryrun: $(READY) ## builds every rank without weights or GPUs: RECIPE=name-or-fi
 	$(PY) -m tools.dryrun $(RECIPE) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU)) $(if $(PAIRS),--pairs $(PAIRS)) \
 	  $(if $(SET),--set $(SET))
 
-import-hf: $(READY) ## Hugging Face folder -> Megatron distributed checkpoint: HF=dir OUT=dir
-	$(PY) -m tools.convert import --hf $(HF) --output $(OUT)
+import-hf: $(READY) ## Hugging Face folder -> Megatron distributed checkpoint: HF=dir OUT=dir [SET="parallel.tensor=2 ..."]
+	$(PY) -m tools.convert import --hf $(HF) --output $(OUT) $(if $(SET),--set $(SET))
 
 export-hf: $(READY) ## Megatron distributed checkpoint -> Hugging Face folder: CHECKPOINT=dir OUT=dir
 	$(PY) -m tools.convert export --checkpoint $(CHECKPOINT) --output $(OUT)

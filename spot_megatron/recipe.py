@@ -177,6 +177,23 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def parallel_sizes(overrides: Sequence[str]) -> Parallel:
+    """The sizes that `parallel.key=value` overrides name; all others are 1.
+
+    Raises:
+        RecipeError: another key, or a value that cannot be.
+    """
+    raw: dict[str, Any] = {}
+    for override in overrides:
+        if not override.startswith("parallel."):
+            raise RecipeError(f"--set {override!r}: only keys of parallel are read here, such as parallel.tensor=2")
+        _apply_override(raw, override)
+    try:
+        return Parallel.model_validate(raw.get("parallel", {}))
+    except ValidationError as error:
+        raise RecipeError(_explain(error, Path("--set"), "parallel.")) from None
+
+
 def find_recipe(name: str | Path) -> Path:
     for candidate in (Path(name), RECIPE_FOLDER / f"{name}.yaml"):
         if candidate.is_file():
@@ -253,10 +270,10 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     target[leaf] = _merge(target[leaf], value) if merges else value
 
 
-def _explain(error: ValidationError, path: Path) -> str:
+def _explain(error: ValidationError, path: Path, prefix: str = "") -> str:
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        key = prefix + ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, _known_keys(), n=1, cutoff=0.4)
             lines.append(f"unknown key {key!r}" + (f"; the nearest known key is {near[0]!r}" if near else ""))

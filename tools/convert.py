@@ -13,6 +13,7 @@ compares what transformers computes on A with what Megatron computes on B, which
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import warnings
@@ -39,12 +40,27 @@ def _run(options: argparse.Namespace) -> int:
         return _verify(options)
     if options.command == "import":
         source = resolve_model(options.hf)
+        if options.overrides:
+            check_can_split(source, options.overrides)
         num_tensors = import_folder(source, options.output, options.workers)
     else:
         source = options.checkpoint
         num_tensors = export_checkpoint(source, options.output, options.shard_gb, options.workers)
     print(f"{source} -> {options.output}: {num_tensors} tensors")
     return 0
+
+
+def check_can_split(source: Path, overrides: list[str]) -> None:
+    """The checkpoint is the same for every parallel split; here is told whether the model divides into this one."""
+    from spot_megatron.plan.model_shapes import ModelShape
+    from spot_megatron.plan.split import Split, check_split
+    from spot_megatron.recipe import parallel_sizes
+    from spot_megatron.weights.hf_config import read_hf_config
+
+    parallel = parallel_sizes(overrides)
+    shape = ModelShape.from_hf(str(source), read_hf_config(source))
+    ranks = math.lcm(parallel.model_ranks, parallel.expert * parallel.expert_tensor * parallel.pipeline)
+    check_split(shape, Split(parallel, ranks))
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -76,6 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     importing = commands.add_parser("import", help="Hugging Face folder -> Megatron distributed checkpoint")
     importing.add_argument("--hf", required=True, help="folder, or hub id")
     importing.add_argument("--output", type=Path, required=True)
+    importing.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="parallel.key=value",
+        dest="overrides",
+        help="a split that the checkpoint is for: checked against the model; the checkpoint loads at any",
+    )
     exporting = commands.add_parser("export", help="Megatron checkpoint (imported, or a run's) -> Hugging Face folder")
     exporting.add_argument("--checkpoint", type=Path, required=True)
     exporting.add_argument("--output", type=Path, required=True)

@@ -139,6 +139,18 @@ def test_mistakes_end_with_code_2_and_one_paragraph(source, imported, tmp_path, 
         (["import", "--hf", str(tmp_path / "absent"), "--output", str(tmp_path / "o")], ["no folder"]),
         (["import", "--hf", str(source), "--output", str(tmp_path / "used")], ["exists already"]),
         (["import", "--hf", str(source), "--output", str(source / "inside")], ["lies inside"]),
+        (
+            ["import", "--hf", str(source), "--output", str(tmp_path / "o"), "--set", "parallel.tensor=3"],
+            ["parallel.tensor=3", "divide"],
+        ),
+        (
+            ["import", "--hf", str(source), "--output", str(tmp_path / "o"), "--set", "parallel.tensr=2"],
+            ["parallel.tensr", "parallel.tensor"],
+        ),
+        (
+            ["import", "--hf", str(source), "--output", str(tmp_path / "o"), "--set", "optim.lr=1"],
+            ["optim.lr", "parallel"],
+        ),
         (["export", "--checkpoint", str(source), "--output", str(tmp_path / "o")], ["no checkpoint", "model/ and hf/"]),
         (["export", "--checkpoint", str(unfinished), "--output", str(tmp_path / "o")], ["metadata.json is missing"]),
         (["export", "--checkpoint", str(imported), "--output", str(tmp_path / "used")], ["exists already"]),
@@ -149,6 +161,13 @@ def test_mistakes_end_with_code_2_and_one_paragraph(source, imported, tmp_path, 
         assert all(word in message for word in words), message
         assert "Traceback" not in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["unfinished", "used"]
+
+
+def test_a_checkpoint_is_the_same_for_every_split(source, imported, tmp_path):
+    sets = ["--set", "parallel.tensor=2", "parallel.pipeline=2"]
+    assert main(["import", "--hf", str(source), "--output", str(tmp_path / "split"), *sets]) == 0
+    for file in sorted(path.relative_to(imported) for path in imported.rglob("*.distcp")):
+        assert (tmp_path / "split" / file).read_bytes() == (imported / file).read_bytes()
 
 
 def test_as_a_program(source, tmp_path):
