@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from spot_megatron.parallel.versions import name_engine_gemm
 
@@ -35,6 +36,7 @@ def redirect_cuda() -> None:
     _redirect_random_state()
     _redirect_type_names()
     _redirect_experts()
+    _exchange_uneven_parts()
     _skip_lone_collectives()
     _clip_in_place()
     _redirected = True
@@ -124,6 +126,35 @@ def _redirect_experts() -> None:
     torch.compiler.set_stance("force_eager")  # the router is compiled, and Dynamo refuses one stand-in for two names
     moe_utils.maybe_move_tensor_to_cpu = token_dispatcher.maybe_move_tensor_to_cpu = to_numpy
     name_engine_gemm(moe_utils)
+
+
+def _exchange_uneven_parts() -> None:
+    """Experts that tensor ranks split gather and reduce parts of unequal length, which gloo refuses in all_gather and
+    reduce_scatter; it does take them in all_to_all."""
+    from megatron.core.tensor_parallel import mappings
+
+    gather, reduce_scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+
+    @functools.wraps(gather)
+    def gather_parts(part: torch.Tensor, group: Any, output_split_sizes: Any = None, *args: Any) -> torch.Tensor:
+        if output_split_sizes is None or group.size() == 1:
+            return gather(part, group, output_split_sizes, *args)
+        size = group.size()
+        whole = part.new_empty(sum(output_split_sizes), *part.shape[1:])
+        copies = part.repeat(size, *[1] * (part.dim() - 1))
+        dist.all_to_all_single(whole, copies, output_split_sizes, [len(part)] * size, group=group)
+        return whole
+
+    @functools.wraps(reduce_scatter)
+    def reduce_parts(whole: torch.Tensor, group: Any, input_split_sizes: Any = None, *args: Any) -> torch.Tensor:
+        if input_split_sizes is None or group.size() == 1:
+            return reduce_scatter(whole, group, input_split_sizes, *args)
+        size, own = group.size(), input_split_sizes[group.rank()]
+        parts = whole.new_empty(size, own, *whole.shape[1:])
+        dist.all_to_all_single(parts.flatten(0, 1), whole.contiguous(), [own] * size, input_split_sizes, group=group)
+        return parts.sum(dim=0)
+
+    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = gather_parts, reduce_parts
 
 
 def _skip_lone_collectives() -> None:

@@ -69,6 +69,15 @@ MOE_SPLITS: dict[str, tuple[int, dict]] = {
     "ep2_uneven_pairs": (2, {"parallel": {"expert": 2}, "data": {"pairs_per_microbatch": 1}}),
     "pp2": SPLITS["pp2"],
     "ep2_tp2": (4, {"parallel": {"expert": 2, "tensor": 2, "sequence": True}}),
+    "etp2": (2, {"parallel": {"tensor": 2, "sequence": True, "expert_tensor": 2}}),
+    "ep2_etp2": (4, {"parallel": {"tensor": 2, "sequence": True, "expert": 2, "expert_tensor": 2}}),
+    "etp2_pp2": (
+        4,
+        {
+            "parallel": {"tensor": 2, "sequence": True, "expert_tensor": 2, "pipeline": 2},
+            "data": {"pairs_per_microbatch": 2},
+        },
+    ),
     "ep2_pp2": (4, {"parallel": {"expert": 2, "pipeline": 2}, "data": {"pairs_per_microbatch": 2}}),
     "ep2_cp2": (4, {"parallel": {"expert": 2, "context": 2}}),
 }
