@@ -20,28 +20,12 @@ from spot_megatron.data.costs import cost_model
 from spot_megatron.data.layout import attention_cost, scored_rows
 from spot_megatron.data.records import TokenPair
 from spot_megatron.data.sampler import BatchSampler
-from spot_megatron.weights.hf_config import HFModelConfig
+from spot_megatron.plan.model_shapes import PUBLISHED
 
 NUM_PAIRS = 4000
 PROMPT_MEAN, RESPONSE_MEAN, VARIATION = 200, 2000, 0.6
 MOST_TOKENS = 8192  # data.max_tokens: longer pairs are drawn again
 BUDGET = 16384  # data.tokens_per_microbatch: room for any pair
-QWEN3_8B = HFModelConfig(
-    family="qwen3",
-    num_layers=36,
-    hidden_size=4096,
-    intermediate_size=12288,
-    num_heads=32,
-    num_groups=8,
-    head_dim=128,
-    vocab_size=151936,
-    max_positions=40960,
-    norm_eps=1e-6,
-    rope_theta=1e6,
-    tied=False,
-    initializer_range=0.02,
-    dtype="bfloat16",
-)
 
 
 def lognormal_pairs(num_pairs: int, seed: int) -> list[TokenPair]:
@@ -119,7 +103,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/balance.json")
     options = parser.parse_args()
     pairs = lognormal_pairs(NUM_PAIRS, seed=0)
-    model = cost_model(QWEN3_8B)
+    model = cost_model(PUBLISHED["Qwen/Qwen3-8B"].as_hf())
     work = [(*attention_cost(pair, "shared"), scored_rows(pair, "shared")) for pair in pairs]
     rows, costs = np.array([numbers[0] for numbers in work]), np.array([model.of(*numbers) for numbers in work])
     results = []

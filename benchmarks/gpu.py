@@ -35,6 +35,7 @@ from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import build_model
 from spot_megatron.objective.shift import RewardShift
 from spot_megatron.parallel.groups import Topology, parallel_groups
+from spot_megatron.plan.model_shapes import PUBLISHED
 from spot_megatron.recipe import Recipe, load_recipe
 from spot_megatron.train.batches import one_pass, pack_multiple, training_batches
 from spot_megatron.train.optim import make_trainable
@@ -46,31 +47,9 @@ from spot_megatron.weights.hf_config import HFModelConfig
 PEAK_TFLOPS = {"H100": 989.5, "H800": 989.5, "H200": 989.5, "A100": 312.0, "A800": 312.0, "B200": 2250.0}
 
 
-def qwen3(layers: int, hidden: int, inner: int, heads: int, tied: bool) -> HFModelConfig:
-    """A shape of the Qwen3 family, from its config.json on the hub."""
-    return HFModelConfig(
-        family="qwen3",
-        num_layers=layers,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_heads=heads,
-        num_groups=8,
-        head_dim=128,
-        vocab_size=151_936,
-        max_positions=40_960,
-        norm_eps=1e-6,
-        rope_theta=1e6,
-        tied=tied,
-        initializer_range=0.02,
-        dtype="bfloat16",
-    )
-
-
 MODELS = {
-    "0p6b": qwen3(28, 1024, 3072, 16, tied=True),
-    "1p7b": qwen3(28, 2048, 6144, 16, tied=True),
-    "4b": qwen3(36, 2560, 9728, 32, tied=True),
-    "8b": qwen3(36, 4096, 12288, 32, tied=False),
+    name: PUBLISHED[f"Qwen/Qwen3-{size}"].as_hf()
+    for name, size in {"0p6b": "0.6B", "1p7b": "1.7B", "4b": "4B", "8b": "8B"}.items()
 }
 
 

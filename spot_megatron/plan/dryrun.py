@@ -29,7 +29,7 @@ from spot_megatron.errors import WeightError
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import PairGPT, build_model
 from spot_megatron.parallel.cpu import redirect_cuda
-from spot_megatron.plan.model_shapes import ModelShape, model_shape
+from spot_megatron.plan.model_shapes import model_shape
 from spot_megatron.recipe import Memory, Parallel, Precision, Recipe
 from spot_megatron.weights.hf_config import HFModelConfig, read_hf_config
 from spot_megatron.weights.hf_files import HFFolder
@@ -96,7 +96,7 @@ def hf_config(name: str) -> HFModelConfig:
         WeightError: the folder's config.json cannot be used.
     """
     folder = Path(name).expanduser()
-    return read_hf_config(folder) if folder.is_dir() else _config_of(model_shape(name))
+    return read_hf_config(folder) if folder.is_dir() else model_shape(name).as_hf()
 
 
 def dry_run(recipe: Recipe, hf: HFModelConfig, num_ranks: int) -> DryRun:
@@ -254,29 +254,3 @@ def _built(place: Place, num_ranks: int, chunks: Sequence[PairGPT]) -> BuiltRank
             counts[".mlp.experts." in name] += parameter.numel()
     layers = tuple(range(layer_offset(chunk), layer_offset(chunk) + len(chunk.decoder.layers)) for chunk in chunks)
     return BuiltRank(place, num_ranks, layers, num_dense=counts[False], num_expert=counts[True])
-
-
-def _config_of(shape: ModelShape) -> HFModelConfig:
-    """A published shape as a config; what shapes no parameter has a value that only has to be valid."""
-    assert shape.num_moe_layers in (0, shape.num_layers), "the table has no model with experts in some layers only"
-    family = "qwen3_moe" if shape.num_experts else "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama"
-    return HFModelConfig(
-        family=family,
-        num_layers=shape.num_layers,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.ffn,
-        num_heads=shape.num_heads,
-        num_groups=shape.num_groups,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab,
-        max_positions=32_768,
-        norm_eps=1e-6,
-        rope_theta=1e6,
-        tied=shape.tied,
-        initializer_range=0.02,
-        dtype="bfloat16",
-        num_experts=shape.num_experts,
-        experts_per_token=shape.top_k,
-        expert_ffn_size=shape.expert_ffn,
-        moe_layers=tuple(range(shape.num_moe_layers)),
-    )

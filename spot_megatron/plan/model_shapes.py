@@ -121,9 +121,11 @@ class ModelShape:
         )
 
     def as_hf(self) -> HFModelConfig:
-        """The same sizes for data/costs.py; what does not change a cost is left at nothing."""
+        """A config of these sizes. What shapes no parameter is not known and has a value that is only valid; of layers
+        with experts the number is right, not which they are."""
+        dense = "qwen3" if self.qk_norm else "qwen2" if self.qkv_bias else "llama"
         return HFModelConfig(
-            family="",
+            family="qwen3_moe" if self.num_experts else dense,
             num_layers=self.num_layers,
             hidden_size=self.hidden,
             intermediate_size=self.ffn,
@@ -131,12 +133,12 @@ class ModelShape:
             num_groups=self.num_groups,
             head_dim=self.head_dim,
             vocab_size=self.vocab,
-            max_positions=0,
-            norm_eps=0.0,
-            rope_theta=0.0,
+            max_positions=32_768,
+            norm_eps=1e-6,
+            rope_theta=1e6,
             tied=self.tied,
-            initializer_range=0.0,
-            dtype="",
+            initializer_range=0.02,
+            dtype="bfloat16",
             num_experts=self.num_experts,
             experts_per_token=self.top_k,
             expert_ffn_size=self.expert_ffn,
