@@ -112,7 +112,7 @@ def dry_run(recipe: Recipe, hf: HFModelConfig, num_ranks: int) -> DryRun:
     holdings = Holdings(hf)
     ranks = []
     for place, members in sorted(places(recipe.parallel, num_ranks).items()):
-        with _fake_rank(recipe.parallel, members[0], num_ranks) as built_at:
+        with fake_rank(recipe.parallel, members[0], num_ranks) as built_at:
             assert built_at == place, f"rank {members[0]} is at {built_at}, expected at {place}"
             with torch.device("meta"):
                 chunks = build_model(transformer_config(hf, plain, "cpu"), hf)
@@ -138,7 +138,7 @@ def places(parallel: Parallel, num_ranks: int) -> dict[Place, list[int]]:
 
 
 @contextmanager
-def _fake_rank(parallel: Parallel, rank: int, num_ranks: int) -> Iterator[Place]:
+def fake_rank(parallel: Parallel, rank: int, num_ranks: int) -> Iterator[Place]:
     """This process as `rank` of `num_ranks`, alone; gives the place that Megatron-Core's groups put it at."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_ranks)
     try:
