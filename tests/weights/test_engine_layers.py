@@ -1,5 +1,5 @@
-"""Transformer Engine's layers, where it is installed, with or without a GPU: the parameters of all ranks are those of the
-weight map, and the optimizer that a recipe asks for can be made."""
+"""Transformer Engine's layers, where it is installed, with or without a GPU: the parameters of all ranks are those of
+the weight map, and the optimizer that a recipe asks for can be made."""
 
 from __future__ import annotations
 
