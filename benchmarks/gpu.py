@@ -28,6 +28,7 @@ from benchmarks.cases import Case, make_pairs
 from benchmarks.measure import ROOT
 from spot_megatron.data.dataset import PreferencePairDataset
 from spot_megatron.data.layout import attention_cost, scored_rows
+from spot_megatron.data.packing import pack_multiple
 from spot_megatron.data.records import TokenPair
 from spot_megatron.data.template import TokenizedPairs
 from spot_megatron.errors import RecipeError, UserError
@@ -37,7 +38,7 @@ from spot_megatron.objective.shift import RewardShift
 from spot_megatron.parallel.groups import Topology, parallel_groups
 from spot_megatron.plan.model_shapes import PUBLISHED
 from spot_megatron.recipe import Recipe, load_recipe
-from spot_megatron.train.batches import one_pass, pack_multiple, training_batches
+from spot_megatron.train.batches import one_pass, training_batches
 from spot_megatron.train.optim import make_trainable
 from spot_megatron.train.reference import reference_sums
 from spot_megatron.train.step import ObjectiveLoss, forward_backward, reduce_sums

@@ -327,6 +327,9 @@ def _check_combinations(recipe: Recipe, path: Path) -> None:
         "memory.recompute_above_tokens says which packs are recomputed; set memory.recompute to none": (
             recipe.memory.recompute_above_tokens is not None and recipe.memory.recompute != "none"
         ),
+        "memory.recompute_above_tokens is not below data.tokens_per_microbatch, which no pack exceeds; leave it out": (
+            (recipe.memory.recompute_above_tokens or 0) >= recipe.data.tokens_per_microbatch
+        ),
         "memory.master_weights=remainders and memory.moments=bf16 go with precision.dtype=bf16": (
             precision.dtype == "fp32" and recipe.has_compact_states
         ),

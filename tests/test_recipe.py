@@ -60,6 +60,7 @@ def test_the_dump_is_the_recipe(tmp_path):
         (BASE + "objective: {name: spot_bce}\n", ["shift", "spot_bco"]),
         (BASE + "objective: {shift: {kind: cumulative_inclusive}}\nparallel: {pipeline: 2}\n", ["pipeline"]),
         (BASE + "memory: {recompute: full, recompute_above_tokens: 9}\n", ["recompute_above_tokens", "none"]),
+        (BASE + "memory: {recompute_above_tokens: 8192}\n", ["recompute_above_tokens", "tokens_per_microbatch"]),
         (BASE + "precision: {dtype: fp32}\nmemory: {moments: bf16}\n", ["moments", "bf16"]),
         (BASE + "precision: {fp8: tensorwise}\nmemory: {master_weights: remainders}\n", ["fp8", "master_weights"]),
         (BASE + "evaluation: {questions: q.jsonl}\nexport: {hf: false}\n", ["evaluation", "export"]),

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from spot_megatron.recipe import Memory
 from spot_megatron.weights.hf_config import HFModelConfig
 
 # Attention kernels do less per second than matrix products, and in backward 5 products for forward's 2. Measured on
@@ -17,8 +16,8 @@ ATTENTION_SLOWDOWN = 1.6
 HEAD_PRODUCTS = 4 / 3
 
 
-# Layers that are recomputed run forward twice, of what are three passes otherwise.
-RECOMPUTED = 1 / 3
+# The forward pass's share of a layer's time: 1 of 3 products of a matrix, 2 of 7 of attention.
+FORWARD, ATTENTION_FORWARD = 1 / 3, 2 / 7
 
 Count = TypeVar("Count", float, np.ndarray)
 
@@ -32,15 +31,11 @@ class CostModel:
 
     def of(self, num_rows: Count, num_products: Count, num_scored: Count, recomputed_above: int | None = None) -> Count:
         """The cost of a pair, or of an array of them; layers of more rows than `recomputed_above` run forward twice."""
-        layers = num_rows + self.product * num_products
+        matrices, attention = num_rows, self.product * num_products
         if recomputed_above is not None:
-            layers = layers * (1 + RECOMPUTED * (num_rows > recomputed_above))
-        return layers + self.scored * num_scored
-
-
-def recomputed_above(memory: Memory) -> int | None:
-    """Rows above which a pack's layers are recomputed; None for never."""
-    return 0 if memory.recompute == "full" else memory.recompute_above_tokens
+            again = num_rows > recomputed_above
+            matrices, attention = matrices * (1 + FORWARD * again), attention * (1 + ATTENTION_FORWARD * again)
+        return matrices + attention + self.scored * num_scored
 
 
 def cost_model(hf: HFModelConfig) -> CostModel:

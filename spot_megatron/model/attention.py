@@ -2,8 +2,8 @@
 
 A pack is `[P1 C1 | P2 C2 | ... | R1 | R2 | ... | pad]`: P the prompt with the shared response, C and R the suffixes.
 Call 1 runs causally over each [P C]. Call 2 lets each R attend to its own P, gathered, and causally to itself.
-No dense mask is built, and no position is computed twice. `layout: separate` needs call 1 only. On CUDA each call is
-one kernel of attention_kernels.py (FlexAttention does both calls at once); cpu_attention.py is the form for a CPU.
+No position is computed twice, and no call takes a dense mask. `layout: separate` needs call 1 only. On CUDA each call
+is one kernel of attention_kernels.py (FlexAttention does both at once); cpu_attention.py is the form for a CPU.
 
 Context parallelism splits a pack's rows evenly over ranks. Around the attention an all-to-all trades rows for heads, so
 that each rank runs both calls over whole packs with its share of the heads, and nothing else changes.

@@ -76,7 +76,10 @@ def _flash3(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
 ) -> Tensor:
     module = importlib.import_module(str(_flash3_module()))
-    out = module.flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True)
+    same_bits = torch.are_deterministic_algorithms_enabled()
+    out = module.flash_attn_varlen_func(
+        q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True, deterministic=same_bits
+    )
     return out[0] if isinstance(out, tuple) else out  # early releases give the log-sum-exp, too
 
 
@@ -85,7 +88,10 @@ def _flash2(
 ) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
-    return flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True)
+    same_bits = torch.are_deterministic_algorithms_enabled()
+    return flash_attn_varlen_func(
+        q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True, deterministic=same_bits
+    )
 
 
 def _torch(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float) -> Tensor:
@@ -149,15 +155,13 @@ def varlen_sdpa(
 
 
 def spans(cu: Tensor) -> list[tuple[int, int]]:
-    """First and last-but-one row of each sequence. Waits for the device."""
+    """The first row of each sequence and the one behind its last. Waits for the device."""
     return list(itertools.pairwise(cu.tolist()))
 
 
 def flex_mask(num_rows: int, cu_main: Tensor, cu_suffix_q: Tensor, cu_suffix_k: Tensor, suffix_k_index: Tensor) -> Any:
     """What each row of a pack sees, as FlexAttention's BlockMask: its own sequence up to itself, and for a row of a
     suffix the prefix, rows [first, stop) of the pack. Arguments as in attention.PairSeqParams."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
     row = torch.arange(num_rows, device=cu_main.device)
     ends = torch.cat([cu_main[1:], cu_main[-1] + cu_suffix_q[1:]])
     sequence = torch.searchsorted(ends, row, right=True)
@@ -171,21 +175,20 @@ def flex_mask(num_rows: int, cu_main: Tensor, cu_suffix_q: Tensor, cu_suffix_k: 
         own = (sequence[query] == sequence[key]) & (key <= query)
         return own | ((key >= first[query]) & (key < stop[query]))
 
-    return create_block_mask(sees, None, None, num_rows, num_rows, device=str(cu_main.device))
+    create = _flex_function("create_block_mask", cu_main.device)
+    return create(sees, None, None, num_rows, num_rows, device=str(cu_main.device))
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float) -> Tensor:
     """query [T, N, D], key and value [T, G, D] -> [T, N, D], in one kernel that skips the mask's empty blocks."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    call = _compiled_flex() if query.is_cuda else flex_attention
+    call = _flex_function("flex_attention", query.device)
     heads_first = (x.transpose(0, 1)[None] for x in (query, key, value))
     gqa = query.shape[1] != key.shape[1]
     return call(*heads_first, block_mask=mask, scale=scale, enable_gqa=gqa)[0].transpose(0, 1)
 
 
 @lru_cache
-def _compiled_flex() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=True)
+def _flex_function(name: str, device: torch.device) -> Any:
+    """On CUDA compiled, without which the one computes and the other masks every row against every other."""
+    function = getattr(importlib.import_module("torch.nn.attention.flex_attention"), name)
+    return torch.compile(function, dynamic=True) if device.type == "cuda" else function

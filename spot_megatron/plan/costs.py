@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from spot_megatron.data.costs import FORWARD
 from spot_megatron.plan.hardware import Software
 from spot_megatron.plan.job import Job
 from spot_megatron.plan.memory import head_buffers
 from spot_megatron.plan.model_shapes import ModelShape
 
-FORWARD = 1 / 3  # of matrices and element-wise work; attention's forward is 2 of its 7 products
-ATTENTION_FORWARD = 2 / 7
 BLOCKWISE_SPEED = 0.9  # of tensorwise FP8 matrices: scaling a block at a time (assumed)
 EXPERT_HALF_WIDTH = 730.0  # expert width at which grouped matrices reach half of a dense one's rate: Qwen3-30B-A3B
 ROUTING_IMBALANCE = 1.04  # natural against forced-even routing, Qwen3-30B-A3B: 199 and 208 TFLOP/s (Megatron-Bridge)
@@ -67,9 +66,8 @@ def elementwise_bytes(job: Job) -> float:
     shape, p, software = job.shape, job.split.parallel, job.software
     q, kv = shape.query_width, shape.group_width
     norms = 20 * shape.hidden / job.split.sequence_shards  # two norms, two residual sums
-    rotary = (30 if software.pair_attention else 8) * (
-        q + kv
-    )  # unfused: negate, join, two products, sum; norms of q, k
+    # Norms of queries and keys and their rotation, which unfused negates, joins, multiplies twice and adds.
+    rotary = (8 if software.fused_rope else 30) * (q + kv)
     if software.pair_attention:
         rotary += 8 * kv + 4 * q  # the gathered prefix, the joined outputs
     activation = _activation_bytes(shape, software)

@@ -30,7 +30,7 @@ from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import PairGPT, build_model
 from spot_megatron.parallel.cpu import redirect_cuda
 from spot_megatron.plan.model_shapes import model_shape
-from spot_megatron.recipe import Memory, Parallel, Precision, Recipe
+from spot_megatron.recipe import Memory, Model, Parallel, Precision, Recipe
 from spot_megatron.weights.hf_config import HFModelConfig, read_hf_config
 from spot_megatron.weights.hf_files import HFFolder
 from spot_megatron.weights.hf_index import HFIndex, check_folder
@@ -108,7 +108,13 @@ def dry_run(recipe: Recipe, hf: HFModelConfig, num_ranks: int) -> DryRun:
             not the published one or that of the folder's weight files.
     """
     redirect_cuda()
-    plain = recipe.model_copy(update={"precision": Precision(dtype=recipe.precision.dtype), "memory": Memory()})
+    plain = recipe.model_copy(
+        update={
+            "model": Model(hf=recipe.model.hf),
+            "precision": Precision(dtype=recipe.precision.dtype),
+            "memory": Memory(),
+        }
+    )
     holdings = Holdings(hf)
     ranks = []
     for place, members in sorted(places(recipe.parallel, num_ranks).items()):

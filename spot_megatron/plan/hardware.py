@@ -100,6 +100,7 @@ class Software:
     """What the training code fuses and overlaps. Shares of a collective's time that computation does not hide."""
 
     fused_swiglu: bool
+    fused_rope: bool
     pair_attention: bool  # FlashAttention-2 in two calls, with the prefix's keys gathered
     tiled_head: bool  # model/logprob.py, which never holds all logits; otherwise a fused cross entropy on them
     tensor_exposed: float
@@ -107,10 +108,11 @@ class Software:
     dispatch_once: bool  # a token goes once to each rank (DeepEP, HybridEP), not once to each expert
 
 
-# model/config.py fuses the activation; variable packs leave no room for overlapped tensor collectives; experts
-# use all-to-all. train/optim.py has the forward pass hide the gathering of all parameters but the first (assumed: 0.1).
+# model/config.py fuses activation and rotary embedding; variable packs leave no room for overlapped tensor collectives;
+# experts use all-to-all. The forward pass hides the gathering of all but the first weights (train/optim.py; assumed).
 THIS_PROJECT = Software(
     fused_swiglu=True,
+    fused_rope=True,
     pair_attention=True,
     tiled_head=True,
     tensor_exposed=1.0,

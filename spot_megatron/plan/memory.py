@@ -161,7 +161,7 @@ def layer_bytes(job: Job) -> float:
     if job.memory.recompute == "selective":
         # Core attention: what it is given stays, and its output as the projection's input.
         attention -= 4 * shape.num_heads + (2 * q + 4 * kv if software.pair_attention else 0)
-    rotary = 8 * shape.head_dim if software.pair_attention else 0  # sines and cosines of queries and keys
+    rotary = 0 if software.fused_rope else 8 * shape.head_dim  # sines and cosines of queries and keys
     # Unfused, the activation keeps its two factors besides the first matrix's output and the product.
     dense = 2 * shape.ffn_in + linear_input * shape.ffn
     if shape.gated and not software.fused_swiglu:

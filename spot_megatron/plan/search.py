@@ -94,6 +94,8 @@ def _fitting(planner: Planner, recipe: Recipe, num_gpus: int, candidates: list[d
 
 def _memory_fits(planner: Planner, recipe: Recipe, num_gpus: int) -> bool:
     """A quick look with the fewest micro-batches that fill the pipeline; False where the layout cannot be."""
+    if (recipe.memory.recompute_above_tokens or 0) >= recipe.data.tokens_per_microbatch:
+        return False
     try:
         memory = planner.memory(recipe, num_gpus, recipe.parallel.pipeline)
     except RecipeError:
@@ -142,8 +144,6 @@ def _layouts(planner: Planner, recipe: Recipe, num_gpus: int) -> Iterator[dict[s
         for chunks in _chunks(shape, pipeline):
             ways = [("none", None), ("full", None), *(("none", rows) for rows in KEPT)]
             for (recompute, kept), tokens in product(ways, packs):
-                if kept is not None and kept >= tokens:
-                    continue
                 yield {
                     "parallel.tensor": tensor,
                     "parallel.sequence": tensor > 1,

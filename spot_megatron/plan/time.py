@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spot_megatron.data.costs import ATTENTION_FORWARD, FORWARD
+from spot_megatron.data.packing import recomputed_above
 from spot_megatron.plan.costs import (
-    ATTENTION_FORWARD,
-    FORWARD,
     attention_seconds,
     elementwise_bytes,
     head_seconds,
@@ -95,9 +95,8 @@ def microbatch_seconds(
     p = job.split.parallel
     rows, products, scored = (load[..., i] / p.context for i in (ROWS, PRODUCTS, SCORED))
     # [data ranks, micro-batches] 1 where all layers are computed again.
-    above = job.memory.recompute_above_tokens
-    full = np.full_like(rows, job.memory.recompute == "full") if above is None else 1.0 * (load[..., ROWS] > above)
-    full *= not forward_only
+    above = None if forward_only else recomputed_above(job.memory)
+    full = np.zeros_like(rows) if above is None else 1.0 * (load[..., ROWS] > above)
     share = FORWARD if forward_only else 1.0
     attention_share = ATTENTION_FORWARD if forward_only else 1.0
     again = FORWARD * full
@@ -153,8 +152,10 @@ def optimizer_seconds(job: Job) -> float:
     """AdamW on a rank's shard, its gradient norm, and clearing the gradients."""
     dense, experts = parameters_of_rank(job.shape, job.split, 0)
     shard = dense / job.split.dense_shards + experts / job.split.expert_shards
-    gradient = bytes_per_parameter(job.precision, job.memory)[1]
-    return (34 * shard + gradient * (dense + experts)) / job.bandwidth
+    _, gradient, states = bytes_per_parameter(job.precision, job.memory)
+    # The gradient for its norm and for the update; states (in fp32 the weights are the masters) and weights.
+    moved = 2 * 4 + 2 * states + (2 if job.precision.dtype == "bf16" else 2 * 4)
+    return (moved * shard + gradient * (dense + experts)) / job.bandwidth
 
 
 def reference_seconds(job: Job, load: Load) -> float:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from spot_megatron.data.costs import cost_model, recomputed_above
+from spot_megatron.data.costs import cost_model
 from spot_megatron.data.layout import Layout, attention_cost, segments
+from spot_megatron.data.packing import pack_multiple, recomputed_above, shared_tokens
 from spot_megatron.data.records import Pair, TokenPair, read_pairs
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.errors import PairError, RecipeError
@@ -195,11 +196,11 @@ def plan_steps(recipe: Recipe, split: Split, workload: Workload, shape: ModelSha
         dp_size=split.data,
         tokens_per_microbatch=data.tokens_per_microbatch,
         pairs_per_microbatch=data.pairs_per_microbatch,
-        shared_tokens=recipe.memory.recompute_above_tokens,
+        shared_tokens=shared_tokens(recipe),
         microbatch_multiple=split.parallel.pipeline if split.parallel.virtual_pipeline else 1,
         ids=[pair.id for pair in workload.pairs],
     )
-    multiple = pack_multiple(recipe, split)
+    multiple = pack_multiple(recipe)
     chosen = np.unique(np.linspace(0, sampler.num_steps - 1, min(most_steps, sampler.num_steps)).round().astype(int))
     steps = [_loads(sampler.plan(int(step)), costs, multiple) for step in chosen]
     real_rows = sum(costs[sampler.batch(int(step)), ROWS].sum() for step in chosen)
@@ -217,12 +218,6 @@ def plan_steps(recipe: Recipe, split: Split, workload: Workload, shape: ModelSha
         largest_pair=int(costs[:, ROWS].max()),
         padding=1 - real_rows / sum(step[..., ROWS].sum() for step in steps),
     )
-
-
-def pack_multiple(recipe: Recipe, split: Split) -> int:
-    """Packs are padded to a multiple of this, as in train/batches.py."""
-    tile = {"none": 1, "tensorwise": 16, "blockwise": 128}[recipe.precision.fp8]
-    return tile * split.parallel.context * split.sequence_shards
 
 
 def _loads(plan: list[list[list[int]]], costs: np.ndarray, multiple: int) -> np.ndarray:

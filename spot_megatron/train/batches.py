@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from spot_megatron.data.costs import cost_model, recomputed_above
+from spot_megatron.data import packing
+from spot_megatron.data.costs import cost_model
 from spot_megatron.data.dataset import PreferencePairDataset
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.parallel.groups import Topology
@@ -26,7 +27,8 @@ def training_batches(
         epochs=train.epochs,
         order=recipe.data.order,
         max_steps=train.max_steps,
-        shared_tokens=recipe.memory.recompute_above_tokens,
+        shared_tokens=packing.shared_tokens(recipe),
+        recomputed_above=packing.recomputed_above(recipe.memory),
     )
 
 
@@ -42,6 +44,7 @@ def one_pass(recipe: Recipe, dataset: PreferencePairDataset, hf: HFModelConfig, 
         order="shuffled",
         max_steps=None,
         shared_tokens=None,
+        recomputed_above=None,
     )
 
 
@@ -56,11 +59,12 @@ def _batches(
     order: Literal["shuffled", "file"],
     max_steps: int | None,
     shared_tokens: int | None,
+    recomputed_above: int | None,
 ) -> BatchSampler:
     data = recipe.data
     return BatchSampler(
         dataset.packed_tokens(data.layout),
-        dataset.costs(data.layout, cost_model(hf), recomputed_above(recipe.memory)),
+        dataset.costs(data.layout, cost_model(hf), recomputed_above),
         batch_pairs=batch_pairs,
         epochs=epochs,
         order=order,
@@ -73,9 +77,3 @@ def _batches(
         microbatch_multiple=topology.pipeline_size if recipe.parallel.virtual_pipeline else 1,
         ids=[pair.id for pair in dataset.pairs],
     )
-
-
-def pack_multiple(recipe: Recipe) -> int:
-    """Packs are padded to a multiple of this: ranks split them evenly, and FP8 kernels want whole tiles."""
-    tile = {"none": 1, "tensorwise": 16, "blockwise": 128}[recipe.precision.fp8]
-    return tile * recipe.parallel.context * (recipe.parallel.tensor if recipe.parallel.sequence else 1)

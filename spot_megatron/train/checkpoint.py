@@ -25,7 +25,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from spot_megatron.errors import CheckpointError
 from spot_megatron.objective.shift import RewardShift
-from spot_megatron.parallel.versions import own_step_counters, ready_to_load
+from spot_megatron.parallel.versions import offsets_without_padding, own_step_counters, ready_to_load
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.optim import Policy
 from spot_megatron.weights.megatron_files import load_model, model_state, save_model
@@ -35,6 +35,7 @@ METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 # Sections and keys whose change would make the rest of a run another run.
 _FIXED = ("seed", "model", "objective", "train", "optim", "precision")
+_FIXED_MEMORY = {"master_weights": "fp32"}  # with the value of checkpoints from before there was the key
 _FIXED_DATA = ("pairs", "max_tokens", "enable_thinking", "order")
 
 
@@ -44,6 +45,7 @@ def fixed_part(recipe: Recipe, num_pairs: int, num_steps: int) -> dict[str, Any]
     dump["train"].pop("log_every_steps")
     dump["model"].pop("attention")
     part = {key: dump[key] for key in _FIXED} | {f"data.{key}": dump["data"][key] for key in _FIXED_DATA}
+    part |= {f"memory.{key}": dump["memory"][key] for key in _FIXED_MEMORY}
     return part | {"num_pairs": num_pairs, "num_steps": num_steps}
 
 
@@ -75,7 +77,8 @@ def save(
         (partial / "optimizer").mkdir(parents=True)
     dist.barrier()
     save_model(policy.bare, partial / "model")
-    state = policy.optimizer.sharded_state_dict(model_state(policy.bare), metadata=METADATA)
+    with offsets_without_padding(_distributed_parts(policy.optimizer)):
+        state = policy.optimizer.sharded_state_dict(model_state(policy.bare), metadata=METADATA)
     dist_checkpointing.save({"optimizer": state}, str(partial / "optimizer"))
     if main:
         save_side_files(hf_folder, partial)
@@ -100,9 +103,10 @@ def load(checkpoint: Path, policy: Policy, shift: RewardShift, fixed: dict[str, 
         state = json.loads((checkpoint / "state.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{checkpoint}/state.json cannot be read ({error}); delete this checkpoint") from None
-    differing = sorted(key for key in fixed | state["recipe"] if fixed.get(key) != state["recipe"].get(key))
+    saved = {f"memory.{key}": value for key, value in _FIXED_MEMORY.items()} | state["recipe"]
+    differing = sorted(key for key in fixed | saved if fixed.get(key) != saved.get(key))
     if differing:
-        changes = "; ".join(f"{key}: was {state['recipe'].get(key)}, is {fixed.get(key)}" for key in differing)
+        changes = "; ".join(f"{key}: was {saved.get(key)}, is {fixed.get(key)}" for key in differing)
         raise CheckpointError(
             f"{checkpoint} was written under another recipe ({changes}); "
             "choose another `output`, or set checkpoint.resume=never to set the old run aside and start anew"
@@ -117,7 +121,8 @@ def _load_optimizer(optimizer: MegatronOptimizer, policy: Policy, folder: Path) 
     parts = _distributed_parts(optimizer)
     for part in parts:
         ready_to_load(part)
-    wanted = optimizer.sharded_state_dict(model_state(policy.bare), is_loading=True, metadata=METADATA)
+    with offsets_without_padding(parts):
+        wanted = optimizer.sharded_state_dict(model_state(policy.bare), is_loading=True, metadata=METADATA)
     loaded = dist_checkpointing.load({"optimizer": wanted}, str(folder))
     optimizer.load_state_dict(loaded["optimizer"])
     for part in parts:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from spot_megatron.data.dataset import PreferencePairDataset
+from spot_megatron.data.packing import pack_multiple
 from spot_megatron.data.records import TokenPair, read_pairs
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.data.template import TokenizedPairs, check_vocabulary, load_tokenizer, tokenize_pairs
@@ -29,11 +30,11 @@ from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Precision, Recipe
 from spot_megatron.report import write_report
 from spot_megatron.train import checkpoint
-from spot_megatron.train.batches import one_pass, pack_multiple, training_batches
+from spot_megatron.train.batches import one_pass, training_batches
 from spot_megatron.train.heartbeat import Heartbeat
 from spot_megatron.train.metrics import MetricsLog
 from spot_megatron.train.optim import Policy, learning_rate, make_trainable
-from spot_megatron.train.reference import reference_key, reference_logps, write_reference
+from spot_megatron.train.reference import computed_by, reference_key, reference_logps, write_reference
 from spot_megatron.train.step import ObjectiveLoss, StepSums, forward_backward, reduce_sums
 from spot_megatron.train.stop import StopSignal
 from spot_megatron.weights.export import export_hf
@@ -157,8 +158,7 @@ def reference_pass(job: Job, chunks: list[Any], weights: HFFolder) -> np.ndarray
     topology, recipe = job.topology, job.recipe
     digest: list[Any] = [weights.digest() if topology.is_main else None]
     dist.broadcast_object_list(digest, src=0)
-    software = f"torch {torch.__version__}, megatron-core {version('megatron-core')}, {topology.device.type}"
-    key = reference_key(recipe, job.dataset, digest[0], software)
+    key = reference_key(recipe, job.dataset, digest[0], computed_by(recipe, topology.device.type))
     cache = job.folder.parent / "reference_cache" / f"{key}.jsonl"
     plan = one_pass(recipe, job.dataset, job.hf, topology).plan(0)[topology.data_rank]
     packs = (job.dataset.pack(indices, recipe.data.layout, job.multiple_of) for indices in plan)

@@ -38,10 +38,13 @@ class Policy:
             group["weight_decay"] = self.weight_decay * group["wd_mult"]
         success, grad_norm, _ = self.optimizer.step()
         assert success, "the optimizer skipped a step, which it does only under fp16 loss scaling"
+        for chunk in self.wrapped:
+            if chunk.ddp_config.overlap_param_gather and chunk.bucket_size is None:
+                chunk.start_param_sync()  # in one piece: nothing of it would hide behind this chunk's own forward pass
         return float(grad_norm)
 
     def gather_weights(self) -> None:
-        """Gives every rank all updated weights now; else the next forward pass gathers them, a bucket ahead of use."""
+        """Gives every rank all updated weights now; else they are there when the next forward pass needs them."""
         for chunk in self.wrapped:
             if chunk.ddp_config.overlap_param_gather:
                 chunk.start_param_sync(force_sync=True)

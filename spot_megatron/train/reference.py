@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch import Tensor
 from spot_megatron.data.dataset import PreferencePairDataset
 from spot_megatron.data.layout import Pack
 from spot_megatron.errors import CheckpointError
+from spot_megatron.model.attention_kernels import pick_kernel
+from spot_megatron.model.config import DTYPES
 from spot_megatron.model.gpt import PairGPT
 from spot_megatron.parallel.device import to_device
 from spot_megatron.parallel.groups import Topology
@@ -29,14 +32,29 @@ from spot_megatron.recipe import Recipe
 from spot_megatron.train.step import MicroBatch, forward_backward, side_sums, sum_over_replicas
 
 
+def computed_by(recipe: Recipe, device: str) -> str:
+    """The software, device and attention kernel behind this process's numbers."""
+    names = ("torch", "megatron-core", "transformer-engine", "flash-attn")
+    versions = [f"{name} {version}" for name in names if (version := _version(name))]
+    on_cuda = device == "cuda"
+    kernel = pick_kernel(recipe.model.attention, DTYPES[recipe.precision.dtype]) if on_cuda else "cpu_attention"
+    return ", ".join([*versions, device, kernel])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def reference_key(recipe: Recipe, dataset: PreferencePairDataset, weights_digest: str, software: str) -> str:
-    """Hex digest naming a cache: weights, tokens, precision, layout, kernel and software."""
+    """Hex digest naming a cache: weights, tokens, precision, layout, and `software`, which says what computes."""
     parts = {
         "weights": weights_digest,
         "pairs": dataset.fingerprint(),
         "precision": recipe.precision.model_dump(),
         "layout": recipe.data.layout,
-        "attention": recipe.model.attention,
         "software": software,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

@@ -9,9 +9,11 @@ import torch
 
 from spot_megatron.data.layout import build_pack
 from spot_megatron.errors import RecipeError
+from spot_megatron.model import attention_kernels
 from spot_megatron.model.attention import PairAttention, pair_seq_params
 from spot_megatron.model.attention_kernels import flex_mask, pick_kernel, spans
 from spot_megatron.model.config import check_attention
+from tests.processes import output_of, run
 from tests.support import make_recipe, random_pairs
 
 PAIRS = random_pairs(5)
@@ -86,10 +88,7 @@ def test_no_tensor_of_queries_times_keys():
     assert max(sizes) == num_rows * HEADS * 8
 
 
-@pytest.mark.parametrize("layout", ["shared", "separate"])
-@pytest.mark.parametrize("multiple_of", [1, 64])
-def test_flex_attention_sees_the_same(layout, multiple_of):
-    """Its mask, row by row, and its outputs; PyTorch has no backward of it on a CPU."""
+def check_flex(layout, multiple_of):
     pack = build_pack(PAIRS, range(5), layout, multiple_of, pad_id=0)
     params = pair_seq_params(pack, torch.device("cpu"))
     num_rows = len(pack.input_ids)
@@ -101,7 +100,17 @@ def test_flex_attention_sees_the_same(layout, multiple_of):
     torch.testing.assert_close(pair_attention("flex", inputs, params), dense_attention(*inputs, params))
 
 
-def test_a_kernel_that_is_not_there_is_refused():
+def test_flex_attention_sees_the_same(tmp_path):
+    """Its mask, row by row, and its outputs; PyTorch has no backward of it on a CPU. In a process of its own: Dynamo,
+    which it always asks, does not know PyTorch again once Megatron's CUDA calls are redirected."""
+    code = "from tests.model.test_attention import check_flex\n"
+    code += "for layout in ('shared', 'separate'):\n    for rows in (1, 64):\n        check_flex(layout, rows)\n"
+    assert run(["-c", code], tmp_path / "log") == 0, output_of(tmp_path / "log")
+
+
+def test_a_kernel_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(attention_kernels, "is_available", lambda name: name == "flex")
+    assert pick_kernel("auto", torch.bfloat16) == "flex"
     assert pick_kernel("auto", torch.float32) == "sdpa"
     with pytest.raises(RecipeError, match="flash2 needs flash-attn"):
         pick_kernel("flash2", torch.bfloat16)

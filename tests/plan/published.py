@@ -16,6 +16,7 @@ from spot_megatron.plan.model_shapes import PUBLISHED, ModelShape
 # parameters gathered under the next forward pass, tokens dispatched once to a rank.
 MEGATRON_BRIDGE = Software(
     fused_swiglu=True,
+    fused_rope=True,
     pair_attention=False,
     tiled_head=False,
     tensor_exposed=0.5,
@@ -24,6 +25,7 @@ MEGATRON_BRIDGE = Software(
 )
 MEGATRON_LM = Software(
     fused_swiglu=True,
+    fused_rope=True,
     pair_attention=False,
     tiled_head=False,
     tensor_exposed=1.0,
