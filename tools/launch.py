@@ -10,9 +10,12 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from spot_megatron.errors import UserError
@@ -20,6 +23,9 @@ from spot_megatron.recipe import Recipe, load_recipe
 from spot_megatron.report import write_report
 
 RESTARTS = 3  # of a node's processes, each time from the newest checkpoint
+STOPPED = 75  # exit code: stopped by a signal, the same command goes on
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the training saves on these, see train/stop.py
+ONE_REQUEST_SECONDS = 1.0  # `timeout` and others signal a program and then its group: still one request
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,7 +122,7 @@ def _torchrun(arguments: list[str]) -> int:
         print(f"the nodes could not meet (again): {error}", file=sys.stderr, flush=True)
         return 1
     except SignalException:
-        return 75
+        return STOPPED
     return 0
 
 
@@ -140,8 +146,39 @@ def evaluate(recipe: Recipe) -> None:
 
 
 def _run(command: list[str]) -> int:
+    """Runs the program and passes stop signals on. Returns its exit code; 75 where such a signal ended it.
+
+    As torchrun does, in a session of its own: there Ctrl-C reaches it once, from here, and not a second time from the
+    terminal, which would end it before it has saved.
+    """
     print("+ " + shlex.join(["python", *command[1:]]), flush=True)
-    return subprocess.run(command, check=False).returncode
+    child: subprocess.Popen | None = None
+    asked: dict[int, float] = {}  # signal -> when it was passed on
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        number = signal.SIGTERM if number == signal.SIGHUP else number  # a lost terminal must not lose the run
+        if time.monotonic() - asked.get(number, -ONE_REQUEST_SECONDS) >= ONE_REQUEST_SECONDS:
+            asked[number] = time.monotonic()
+            if child:
+                child.send_signal(number)
+
+    listened = [number for number in (*STOP_SIGNALS, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in listened}
+    try:
+        child = subprocess.Popen(command, start_new_session=True)
+        for number in list(asked):  # came while it was being started
+            child.send_signal(number)
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code >= 0:
+        return code
+    print(f"the training process was ended by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+    if -code not in STOP_SIGNALS:
+        return 1
+    print("run the same command to go on from the newest checkpoint", file=sys.stderr, flush=True)
+    return STOPPED
 
 
 if __name__ == "__main__":
