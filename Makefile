@@ -124,8 +124,8 @@ plan: $(READY) ## will it fit, and how long: RECIPE= GPUS= [GPU=h800] [ARGS="--b
 report: $(READY) ## report.html of a run: RUN=dir [AGAINST="other runs"]
 	$(PY) -m tools.report $(RUN) $(if $(AGAINST),--against $(AGAINST))
 
-eval: $(READY) ## questions answered: MODEL=dir [BASE=dir] [QUESTIONS=file]
-	$(PY) -m tools.eval --model $(MODEL) $(if $(BASE),--base $(BASE)) --questions $(or $(QUESTIONS),recipes/assets/qwen3_tiny/heldout.jsonl)
+eval: $(READY) ## questions answered: MODEL=dir [BASE=dir] [QUESTIONS=file] [ARGS="--max-new-tokens 4096 ..."]
+	$(PY) -m tools.eval --model $(MODEL) $(if $(BASE),--base $(BASE)) --questions $(or $(QUESTIONS),recipes/assets/qwen3_tiny/heldout.jsonl) $(ARGS)
 
 study: $(READY) ## the paper in miniature: every objective on the tiny model
 	$(PY) -m tools.study

@@ -19,7 +19,7 @@ RECIPE_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -116,9 +116,15 @@ class Export(Section):
 
 
 class Evaluation(Section):
-    """Questions that `make train` puts to the base and to the exported model (tools.eval)."""
+    """Questions that `make train` puts to the base and to the exported model; the other keys are tools.eval's flags."""
 
-    questions: str | None = None
+    questions: str | None = None  # JSONL of {"question", "answer", "skill"}
+    samples: int = Field(1, ge=1)  # responses a question
+    temperature: float = Field(0.7, ge=0)  # 0 takes the most likely token each time
+    top_p: float = Field(0.8, gt=0, le=1)
+    top_k: int = Field(20, ge=0)  # 0: no limit
+    max_new_tokens: int = Field(128, ge=1)  # a longer response is cut, and graded as it stands
+    batch_size: int = Field(128, ge=1)
 
 
 class Recipe(Section):

@@ -63,6 +63,9 @@ def test_the_dump_is_the_recipe(tmp_path):
         (BASE + "memory: {recompute_above_tokens: 8192}\n", ["recompute_above_tokens", "tokens_per_microbatch"]),
         (BASE + "precision: {dtype: fp32}\nmemory: {moments: bf16}\n", ["moments", "bf16"]),
         (BASE + "precision: {fp8: tensorwise}\nmemory: {master_weights: remainders}\n", ["fp8", "master_weights"]),
+        (BASE + "optim: {lr: .inf}\n", ["optim.lr", "finite"]),
+        (BASE + "optim: {betas: [0.9, .nan]}\n", ["optim.betas", "finite"]),
+        (BASE + "evaluation: {max_new_tokens: 0}\n", ["evaluation.max_new_tokens"]),
         (BASE + "evaluation: {questions: q.jsonl}\nexport: {hf: false}\n", ["evaluation", "export"]),
     ],
 )
@@ -111,6 +114,9 @@ def test_documented_keys_are_the_schema():
     )
     assert sections["precision"] == ["dtype", "fp8", "grad_dtype"]
     assert sections["checkpoint"] == ["every_steps", "keep", "resume"]
+    assert sections["evaluation"] == sorted(
+        ["questions", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size"]
+    )
     assert sections["logging"] == ["tensorboard", "wandb"]
     assert sections["export"] == ["hf", "shard_gb"]
 

@@ -18,9 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from spot_megatron.errors import UserError
+from spot_megatron.errors import UserError, WeightError
 from spot_megatron.recipe import Recipe, load_recipe
 from spot_megatron.report import write_report
+from tools.eval.questions import read_questions
+from tools.pairs.jsonl import write_text
 
 RESTARTS = 3  # of a node's processes, each time from the newest checkpoint
 STOPPED = 75  # exit code: stopped by a signal, the same command goes on
@@ -33,15 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe")
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="key=value", dest="overrides")
     parser.add_argument(
-        "--processes", type=int, help="processes on this node; default: its GPUs, else the model's ranks"
+        "--processes", type=positive, help="processes on this node; default: its GPUs, else the model's ranks"
     )
-    parser.add_argument("--nodes", type=int, default=1, help="nodes; start the same command on each of them")
+    parser.add_argument("--nodes", type=positive, default=1, help="nodes; start the same command on each of them")
     options = parser.parse_args(arguments)
     try:
         recipe = load_recipe(options.recipe, options.overrides)
+        check_evaluation(recipe)
     except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _tell(error)
     num_processes = options.processes or default_processes(recipe, options.nodes)
     command = [
         "-m",
@@ -55,9 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
         code = _torchrun([*torchrun_options(recipe, num_processes, options.nodes), *command])
     if code == 0 and os.environ.get("NODE_RANK", "0") == "0":
         if recipe.evaluation.questions:
-            evaluate(recipe)
+            code = _evaluate(recipe)
         print(f"report: {Path(recipe.output) / 'report.html'}")
     return code
+
+
+def positive(text: str) -> int:
+    """A count on the command line."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
 
 
 def default_processes(recipe: Recipe, num_nodes: int) -> int:
@@ -126,23 +136,73 @@ def _torchrun(arguments: list[str]) -> int:
     return 0
 
 
+def check_evaluation(recipe: Recipe) -> None:
+    """What the questions after the training need, looked at before it.
+
+    Raises:
+        UserError: the question file is wrong, or the model folder has no tokenizer to ask with.
+    """
+    if recipe.evaluation.questions is None:
+        return
+    read_questions(Path(recipe.evaluation.questions))
+    folder = Path(recipe.model.hf).expanduser()
+    if folder.is_dir() and not any(folder.glob("tokenizer*")):
+        raise WeightError(
+            f"evaluation.questions: the questions are texts, and {folder} has no tokenizer; copy the model's "
+            "tokenizer.json and tokenizer_config.json there, or leave evaluation.questions out"
+        )
+
+
+def _evaluate(recipe: Recipe) -> int:
+    """Asks the questions and tells what stops it. The training is done and stays; the same command asks again."""
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in STOP_SIGNALS
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
+    try:
+        evaluate(recipe)
+    except UserError as error:
+        return _tell(error)
+    except KeyboardInterrupt:
+        print("stopped in the evaluation; run the same command to go on", file=sys.stderr, flush=True)
+        return STOPPED
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0
+
+
 def evaluate(recipe: Recipe) -> None:
-    """The base and the result answer the recipe's questions; the run keeps the answer and its report shows it."""
+    """The base and the result answer the recipe's questions; the run keeps the answer and its report shows it.
+
+    Raises:
+        UserError: the questions, the base model or the result cannot be used.
+    """
     from transformers.utils import logging as transformers_logging
 
+    from spot_megatron.weights.hub import resolve_model
     from tools.eval.accuracy import evaluate as accuracy_of
-    from tools.eval.accuracy import read_questions, table
+    from tools.eval.accuracy import table
+    from tools.eval.sample import Decoding
 
     transformers_logging.disable_progress_bar()
-    run = Path(recipe.output)
-    questions_file = str(recipe.evaluation.questions)
-    command = ["--model", str(run / "hf"), "--base", recipe.model.hf, "--questions", questions_file]
+    run, base_folder, asked = Path(recipe.output), resolve_model(recipe.model.hf), recipe.evaluation
+    command = ["--model", str(run / "hf"), "--base", str(base_folder), "--questions", str(asked.questions)]
+    for key, value in asked.model_dump(exclude={"questions"}, exclude_defaults=True).items():
+        command += [f"--{key.replace('_', '-')}", str(value)]
     print("+ python -m tools.eval " + shlex.join(command), flush=True)
-    questions = read_questions(Path(questions_file))
-    base, model = (accuracy_of(folder, questions) for folder in (recipe.model.hf, run / "hf"))
-    (run / "evaluation.json").write_text(json.dumps({"base": base, "model": model}, indent=1))
+    questions = read_questions(Path(str(asked.questions)))
+    decoding = Decoding(**asked.model_dump(exclude={"questions", "samples"}))
+    base, model = (accuracy_of(folder, questions, decoding, asked.samples) for folder in (base_folder, run / "hf"))
+    write_text(run / "evaluation.json", json.dumps({"base": base, "model": model}, indent=1))
     print(table(model, base), flush=True)
     write_report(run)
+
+
+def _tell(error: UserError) -> int:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
 
 
 def _run(command: list[str]) -> int:

@@ -8,8 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spot_megatron.errors import PairError, WeightError
-from tools.eval.__main__ import main
-from tools.eval.accuracy import evaluate, grade_row, read_questions, table
+from spot_megatron.recipe import Evaluation
+from tools.eval.__main__ import main, parser
+from tools.eval.accuracy import evaluate, table
+from tools.eval.questions import grade_row, read_questions
 from tools.eval.sample import Decoding, end_token_ids, prompt_ids, sample_responses
 
 ASSETS = Path(__file__).parents[2] / "recipes/assets/qwen3_tiny"
@@ -76,6 +78,14 @@ def test_rows_of_other_skills_are_graded_as_mathematics():
     assert not grade_row({"question": "4*2, 7*9", "answer": "8,63", "skill": "products"}, "\\boxed{63,8}")
 
 
+def test_a_user_s_skill_may_be_called_like_a_tiny_one():
+    """Rows that crashed after the sampling: the name is a tiny skill's, the question is not."""
+    row = {"question": "What is the sum of 2 and 3?", "answer": "5", "skill": "sum"}
+    assert grade_row(row, "It is \\boxed{5}.")
+    assert not grade_row(row, "It is \\boxed{6}.")
+    assert grade_row({"question": "about 7*8+6*9", "answer": "110", "skill": "sum"}, "\\boxed{110}")
+
+
 def test_table_shows_counts_and_the_difference():
     base = {"skills": {"products": {"correct": 5, "total": 10, "accuracy": 0.5, "cut": 0}}}
     model = {"skills": {"products": {"correct": 9, "total": 10, "accuracy": 0.9, "cut": 0}}}
@@ -100,6 +110,8 @@ def test_command_prints_json_for_both_models(tmp_path, capsys):
         ('{"question": "1"}\n', "line 1"),
         ('{"question": "1", "answer": "2"}\nnot json\n', "line 2"),
         ('{"question": 1, "answer": "2"}\n', "line 1: `question`"),
+        ('{"question": "1", "answer": "2", "skill": ["a"]}\n', "line 1: `skill` is a list"),
+        ('{"question": "1", "answer": "2"}\n{"question": "1", "answer": "2", "skill": 3}\n', "line 2: `skill`"),
     ],
 )
 def test_a_bad_question_file_is_named_with_its_line(tmp_path, text, message):
@@ -116,3 +128,52 @@ def test_wrong_paths_exit_with_2_and_no_traceback(tmp_path, capsys):
     assert main(["--model", str(tmp_path), "--questions", questions]) == 2
     assert main(["--model", str(ASSETS), "--questions", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--samples", "0"),
+        ("--batch-size", "0"),
+        ("--max-new-tokens", "0"),
+        ("--temperature", "-1"),
+        ("--temperature", "inf"),
+        ("--top-p", "0"),
+        ("--top-p", "nan"),
+        ("--top-k", "-1"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(flags, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(["--model", str(ASSETS), "--questions", str(ASSETS / "heldout.jsonl"), *flags])
+    assert refused.value.code == 2
+    assert f"argument {flags[0]}: must" in capsys.readouterr().err
+
+
+def test_the_recipe_s_keys_are_the_flags():
+    """tools.launch passes the one on as the other, and the defaults are those of the paper's decoding."""
+    keys = Evaluation().model_dump(exclude={"questions"})
+    flags = vars(parser().parse_args(["--model", "m", "--questions", "q"]))
+    assert {key: flags[key] for key in keys} == keys
+    assert Decoding(**{key: value for key, value in keys.items() if key != "samples"}) == Decoding()
+
+
+def test_a_model_that_cannot_be_asked_is_named(tmp_path):
+    """No end token; no chat template; no readable tokenizer."""
+    for path in ASSETS.iterdir():
+        if path.suffix in (".json", ".safetensors"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    question = [{"question": "4*2", "answer": "8", "skill": "all"}]
+    (tmp_path / "generation_config.json").unlink()
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
+    with pytest.raises(WeightError, match="no end token"):
+        evaluate(tmp_path, question)
+    tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del tokenizer["chat_template"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(WeightError, match="no chat template"):
+        evaluate(tmp_path, question)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(WeightError, match=r"need the model's tokenizer.*copy"):
+        evaluate(tmp_path, question)

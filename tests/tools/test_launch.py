@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from tests import processes
 from tests.support import make_recipe, random_pairs, save_random_hf, write_token_pairs
+from tools import launch
+from tools.eval.__main__ import parser as eval_parser
+
+ASSETS = Path(__file__).parents[2] / "recipes/assets/qwen3_tiny"
+QUESTION = {"id": "a", "question": "4*2, 7*9", "answer": "8,63", "skill": "products"}
 
 # Saves on the first stop signal, which takes a moment; a second one ends it at once, as in train/stop.py.
 STAND_IN = """
@@ -96,3 +104,80 @@ def test_a_real_training_saves_on_an_interrupt_of_the_launcher(tmp_path):
     done = len((run / "metrics.jsonl").read_text().splitlines())
     assert (run / "checkpoints" / f"step_{done:08d}" / "state.json").exists()
     assert "Traceback" not in processes.output_of(log)
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch) -> list[str]:
+    """Arguments of a run whose training is done at once: its result is the base."""
+
+    def train(command: list[str]) -> int:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "hf").symlink_to(ASSETS)
+        (tmp_path / "run" / "recipe.yaml").write_text("name: x\n")
+        return 0
+
+    monkeypatch.setattr(launch, "_run", train)
+    (tmp_path / "q.jsonl").write_text(json.dumps(QUESTION) + "\n")
+    overrides = [f"output={tmp_path / 'run'}", f"evaluation.questions={tmp_path / 'q.jsonl'}"]
+    return ["qwen3_tiny_spot", "--processes", "1", "--set", *overrides]
+
+
+def test_the_questions_are_asked_as_the_recipe_says(trained, tmp_path, capsys):
+    assert launch.main([*trained, "evaluation.max_new_tokens=5", "evaluation.samples=3"]) == 0
+    result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    for side in ("base", "model"):
+        assert result[side]["skills"]["products"] == {"correct": 0, "total": 3, "accuracy": 0.0, "cut": 3}
+    printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("+ python -m tools.eval "))
+    flags = eval_parser().parse_args(shlex.split(printed)[4:])
+    assert (flags.base, flags.samples, flags.max_new_tokens, flags.temperature) == (
+        "recipes/assets/qwen3_tiny", 3, 5, 0.7
+    )  # fmt: skip
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("questions", "words"),
+    [
+        (None, ["q.jsonl", "cannot be read"]),
+        ('{"question": "2+3?"}\n', ["q.jsonl, line 1", "answer"]),
+        ('{"question": "2+3?", "answer": "5", "skill": ["sum"]}\n', ["q.jsonl, line 1", "skill"]),
+    ],
+)
+def test_wrong_questions_are_told_before_the_training(trained, tmp_path, capsys, questions, words):
+    (tmp_path / "q.jsonl").unlink()
+    if questions:
+        (tmp_path / "q.jsonl").write_text(questions)
+    assert launch.main(trained) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_tokenizer_is_told_before_the_training(trained, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    assert launch.main([*trained, f"model.hf={tmp_path / 'model'}"]) == 2
+    assert "has no tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_base_may_be_a_hub_id(trained, monkeypatch, tmp_path):
+    monkeypatch.setattr("spot_megatron.weights.hub.resolve_model", {"owner/name": ASSETS}.__getitem__)
+    assert launch.main([*trained, "model.hf=owner/name", "evaluation.max_new_tokens=1"]) == 0
+    assert (tmp_path / "run" / "evaluation.json").exists()
+
+
+def test_what_stops_the_evaluation_is_told_without_a_traceback(trained, monkeypatch, capsys):
+    assert launch.main([*trained, "model.hf=nowhere"]) == 2
+    assert "there is no folder nowhere" in capsys.readouterr().err
+    monkeypatch.setattr(launch, "evaluate", lambda recipe: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(launch, "_run", lambda command: 0)
+    assert launch.main(trained) == 75
+    assert "run the same command to go on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--nodes", "0"], ["--processes", "0"], ["--nodes", "-1"]])
+def test_counts_below_one_are_refused(flags, capsys):
+    with pytest.raises(SystemExit) as refused:
+        launch.main(["qwen3_tiny_spot", *flags])
+    assert refused.value.code == 2
+    assert f"argument {flags[0]}: must be at least 1" in capsys.readouterr().err

@@ -7,39 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from spot_megatron.data.template import load_tokenizer
 from spot_megatron.errors import PairError, WeightError
+from tools.eval.questions import grade_row
 from tools.eval.sample import Decoding, sample_responses
-from tools.pairs.jsonl import Row, read_rows, text_field
-from tools.tiny import skills
-
-
-def read_questions(path: Path) -> list[Row]:
-    """Rows `{"question" or "prompt", "answer", "skill"}` of a JSONL file; a row without a skill counts under "all".
-
-    Raises PairError naming file and line when the file is missing or empty, or a line is no JSON object with these.
-    """
-    rows = []
-    for number, row in read_rows(path):
-        where = f"{path}, line {number}"
-        question = text_field(row, "question" if "question" in row else "prompt", where)
-        answer = row.get("answer")
-        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-            raise PairError(f"{where}: `answer` must be a text or a number; without it nothing can be graded.")
-        rows.append({"question": question, "answer": str(answer), "skill": row.get("skill") or "all"})
-    if not rows:
-        raise PairError(f"{path}: holds no question. Write one {{id, question, answer}} object a line.")
-    return rows
-
-
-def grade_row(row: Row, response: str) -> bool:
-    """Whether the response is right: by the tiny skills' own rules, else by the pair tools' mathematical grader."""
-    if row["skill"] in skills.SKILLS:
-        return skills.is_correct(row["question"], response)
-    from tools.pairs.grade import grade  # its parser is needed for mathematics only
-
-    return grade(response, row["answer"]).verdict == "correct"
+from tools.pairs.jsonl import Row
 
 
 def evaluate(
@@ -54,7 +28,7 @@ def evaluate(
 
     Returns `{"model", "seconds", "skills": {skill: {"correct", "total", "accuracy", "cut"}}}`, accuracies as
     fractions in the questions' order of skills; `cut` counts the responses that reached `decoding.max_new_tokens`.
-    Raises WeightError when the folder holds no model.
+    Raises WeightError when the folder holds no model, or no tokenizer and chat template to ask it with.
     """
     if not (Path(model_dir) / "config.json").is_file():
         raise WeightError(
@@ -62,7 +36,7 @@ def evaluate(
         )
     started = time.perf_counter()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer = _tokenizer(Path(model_dir))
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).eval().to(device)
     rows = [row for row in questions for _ in range(samples)]
@@ -86,6 +60,22 @@ def evaluate(
             for skill in total
         },
     }
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = load_tokenizer(folder)
+    except PairError as error:  # its remedy is for pairs
+        raise WeightError(
+            f"{folder}: questions need the model's tokenizer, which cannot be loaded ({error.__cause__}); copy "
+            "tokenizer.json and tokenizer_config.json there"
+        ) from None
+    if tokenizer.chat_template is None:
+        raise WeightError(
+            f"{folder}: the tokenizer has no chat template, so questions cannot be asked as they are served; copy the "
+            "instruct model's chat_template.jinja there"
+        )
+    return tokenizer
 
 
 def table(model: dict[str, Any], base: dict[str, Any] | None) -> str:

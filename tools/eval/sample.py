@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from spot_megatron.errors import WeightError
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -68,10 +70,11 @@ def sample_responses(
 
 
 def end_token_ids(model: PreTrainedModel) -> list[int]:
-    """The model's end-of-response token ids, from its generation config."""
+    """The model's end-of-response token ids, from its generation config. Raises WeightError when it names none."""
     assert model.generation_config is not None
     end_ids = model.generation_config.eos_token_id
-    assert end_ids is not None, "the model names no end token"
+    if end_ids is None:
+        raise WeightError(f'{model.name_or_path}: no end token; set "eos_token_id" in its generation_config.json')
     return list(end_ids) if isinstance(end_ids, (list, tuple)) else [end_ids]
 
 
