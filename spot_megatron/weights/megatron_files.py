@@ -33,7 +33,7 @@ def load_model(chunks: Sequence[PairGPT], folder: Path) -> None:
     Raises:
         CheckpointError: the folder is no complete checkpoint, or is another model's.
     """
-    for name in ("metadata.json", ".metadata", "common.pt"):
+    for name in ("metadata.json", ".metadata"):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is no complete Megatron distributed checkpoint: {name} is missing")
     content = _read_content(folder)
@@ -58,10 +58,24 @@ def _content(chunks: Sequence[PairGPT]) -> dict[str, int]:
 
 
 def _read_content(folder: Path) -> dict[str, int] | None:
+    """From common.pt, or where Megatron-Core 0.19 puts it: among the tensors, where older ones do not look."""
     try:
-        return dist_checkpointing.load_content_metadata(str(folder))
-    except (RuntimeError, pickle.UnpicklingError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{folder} is damaged: {_one_line(error)}") from error
+        return dist_checkpointing.load_content_metadata(folder)
+    # AttributeError: how Megatron-Core 0.16 tells that common.pt is missing.
+    except (
+        CheckpointingException,
+        RuntimeError,
+        pickle.PickleError,
+        OSError,
+        EOFError,
+        ValueError,
+        AttributeError,
+    ) as error:
+        newer = "" if (folder / "common.pt").exists() else ", or a newer Megatron-Core than this one wrote it"
+        raise CheckpointError(f"{folder} is damaged{newer}: {_one_line(error)}") from error
+    except CheckpointException as error:
+        reason = next(iter(error.failures.values()))[0]
+        raise CheckpointError(f"{folder} is damaged: {_one_line(reason)}") from error
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
     __0_0.distcp ...   framed tensors (torch_frame.py), one behind the other
     .metadata          pickle: which chunk of which tensor is where
-    common.pt          what is no tensor
+    common.pt          what is no tensor; not read here, and Megatron-Core 0.19 writes none
     metadata.json      the format's name; written last, so that a folder without it is incomplete
 
 Neither reading nor writing needs PyTorch: a foreign pickle is opened without any class of it, so that nothing in it can
@@ -57,7 +57,7 @@ class TorchDist:
     """
 
     def __init__(self, folder: Path) -> None:
-        for name in ("metadata.json", ".metadata", "common.pt"):
+        for name in ("metadata.json", ".metadata"):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} is no complete Megatron distributed checkpoint: {name} is missing")
         self.folder = folder

@@ -81,6 +81,8 @@ def test_damaged_checkpoint(saved, tmp_path, pattern, damage):
     recipe, _, folder = saved
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
+    if pattern == "common.pt" and not (copy / pattern).exists():
+        pytest.skip("this Megatron-Core writes no common.pt")
     damage(min(copy.glob(pattern)))
     with pytest.raises(CheckpointError) as caught:
         load(recipe, copy)
