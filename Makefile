@@ -127,8 +127,8 @@ report: $(READY) ## report.html of a run: RUN=dir [AGAINST="other runs"]
 eval: $(READY) ## questions answered: MODEL=dir [BASE=dir] [QUESTIONS=file] [ARGS="--max-new-tokens 4096 ..."]
 	$(PY) -m tools.eval --model $(MODEL) $(if $(BASE),--base $(BASE)) --questions $(or $(QUESTIONS),recipes/assets/qwen3_tiny/heldout.jsonl) $(ARGS)
 
-study: $(READY) ## the paper in miniature: every objective on the tiny model
-	$(PY) -m tools.study
+study: $(READY) ## the paper in miniature, every objective on the tiny model: [SET="key=value ..."]
+	$(PY) -m tools.study $(if $(SET),--set $(SET))
 
 bench: $(READY) ## speed and memory against TRL, interleaved: [ARGS="--trl newest --responses 600 ..."]
 	$(PY) -m benchmarks.against_trl $(ARGS)
