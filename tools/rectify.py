@@ -64,6 +64,8 @@ def main() -> None:
         thinking=args.thinking,
         extra_body=args.extra_body,
     )
+    if args.budget_usd is not None:
+        oracle.check_bounded()
     rectification = Rectification(args.output, errors, oracle, args.attempts, prices)
     grader = Grader(args.grade_workers)
     try:

@@ -65,7 +65,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser, concurrency: int) -> N
     )
     group.add_argument(
         "--extra-body",
-        type=json_object,
+        type=extra_body,
         default={},
         metavar="JSON",
         help="further keys of every request; null removes one",
@@ -102,6 +102,16 @@ def json_object(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(f"not JSON ({error})") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("must be a JSON object")
+    return value
+
+
+def extra_body(text: str) -> dict[str, Any]:
+    """Keys that would make a request that this program cannot read, or pay for answers that it does not read."""
+    value = json_object(text)
+    for key in ("messages", "stream", *(key for key in ("n", "best_of") if value.get(key) != 1)):
+        if value.get(key):
+            hint = "; --samples asks for more answers" if key == "n" else ""
+            raise argparse.ArgumentTypeError(f"must not set {key!r}: one whole answer is read for a request{hint}")
     return value
 
 

@@ -120,8 +120,8 @@ class ChatClient:
     async def complete(self, body: dict[str, Any], payment: Payment | None = None) -> Completion:
         """POST one chat completion request, with retries.
 
-        Every call that may have been billed although its answer was lost is charged to the `payment`, which must then
-        have room for the next one.
+        Every call that may have been billed although its answer was lost, one that is cancelled under way included, is
+        charged to the `payment`, which must then have room for the next one.
 
         Retried: 408, 409, 429 and 5xx, no connection, a timeout, and a 200 whose body is not a usable completion.
         Raises CallFailed when the calls are used up or the server refuses this very request, EndpointError for 401, 403
@@ -137,6 +137,10 @@ class ChatClient:
             try:
                 payload = await self._post(endpoint, body)
                 completion = _read_completion(payload, endpoint.base_url, time.monotonic() - started, calls)
+            except asyncio.CancelledError:
+                if payment:
+                    payment.settle(None)  # the server may finish the answer, and charge for it
+                raise
             except _Fault as fault:
                 if payment and fault.billed:
                     payment.settle(None)

@@ -34,9 +34,9 @@ class Elicitation:
                 'two samples would get the same id, because a question id ends in "#<number>". Rename that id.'
             )
         name = shard.name("responses", ".jsonl") if shard else "responses.jsonl"
-        self.journal = Journal(output / name, asdict(sampling))
+        self.journal = Journal(output / name, asdict(sampling), lambda record: "failed" not in record)
         self.offsets: dict[Key, int] = {}  # where the latest record of a key starts
-        self.retry: set[Key] = set()  # keys whose latest record is a failure that another try may mend
+        self.retry: dict[Key, str] = {}  # keys whose latest record is a failure; why a server refused them, else ""
         self.num_correct = self.num_graded = self.num_outside_plan = 0
         for offset, record in self.journal.records():
             self._note(offset, record)
@@ -65,9 +65,9 @@ class Elicitation:
         self.offsets[key] = offset
         self.num_correct += record.get("verdict") == CORRECT
         self.num_graded += "verdict" in record
-        self.retry.discard(key)
-        if "failed" in record and not record["permanent"]:
-            self.retry.add(key)
+        self.retry.pop(key, None)
+        if "failed" in record:
+            self.retry[key] = record["failed"] if record["permanent"] else ""
 
     def _record(self, record: Row) -> None:
         self._note(self.journal.append(record), record)
@@ -83,16 +83,17 @@ class Elicitation:
         ):
 
             async def ask(key: Key) -> None:
-                question = self.questions[key[0]]
+                question, number = self.questions[key[0]], streak.begin()
                 record: Row = {"id": key[0], "sample": key[1], "question": question.question, "answer": question.answer}
                 try:
                     completion = await client.complete(self.sampling.request(question, key[1]))
                 except CallFailed as error:
                     record |= {"failed": error.reason, "permanent": error.permanent, "detail": error.detail}
+                    is_known = error.permanent and self.retry.get(key) == error.reason and self.num_graded > 0
                     self._record({**record, "calls": error.calls.num_calls})
                     bar.update()
-                    if not error.permanent:
-                        streak.failed(str(error))
+                    if not is_known:  # one of many that is refused again is no news
+                        streak.failed(number, str(error), error.permanent)
                     return
                 streak.succeeded()
                 arguments = (completion.text, question.answer, completion.finish_reason)
@@ -107,6 +108,7 @@ class Elicitation:
                     )
 
             await run_pool(iter(pending), ask, concurrency, self.journal.sync)
+            streak.finish()
 
     def write_outputs(self, errors_include: Sequence[str]) -> dict[str, Any]:
         """Sort the journal into correct.jsonl, errors.jsonl and excluded.jsonl (a shard: only count) and sum up.

@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,18 @@ class Journal:
     """One process's exclusive hold on a journal file.
 
     `settings` says what the records depend on (model, sampling, ...). They are kept beside the journal, and opening it
-    with others raises PairError, so that one file never mixes two experiments; so does a second process.
+    with others raises PairError, so that one file never mixes two experiments; so does a second process. They may
+    change while no record on file is one that `depends` on them.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, settings: dict[str, Any], depends: Callable[[Row], bool] = lambda record: True
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._lock = _take_lock(path.with_name(path.name + ".lock"))
         try:
-            _check_settings(path.with_name(path.name + ".settings.json"), settings, path)
+            _check_settings(path.with_name(path.name + ".settings.json"), settings, path, depends)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             self.num_torn_bytes = _cut_torn_tail(self._file)
             self._size = os.fstat(self._file).st_size
@@ -117,7 +120,7 @@ def _take_lock(path: Path) -> int:
     return lock
 
 
-def _check_settings(path: Path, settings: dict[str, Any], journal: Path) -> None:
+def _check_settings(path: Path, settings: dict[str, Any], journal: Path, depends: Callable[[Row], bool]) -> None:
     settings = json.loads(json.dumps(settings))  # tuples read back as lists
     if not path.exists() or not journal.exists() or journal.stat().st_size == 0:
         write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
@@ -127,7 +130,9 @@ def _check_settings(path: Path, settings: dict[str, Any], journal: Path) -> None
     except (ValueError, OSError) as error:
         raise PairError(f"{path}: cannot be read ({error}). Start again in a new --output folder.") from None
     changed = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
-    if changed:
+    if changed and not any(depends(record) for _, record in read_records(journal)):
+        write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    elif changed:
         differences = "; ".join(f"{key}: {before.get(key)!r} then, {settings.get(key)!r} now" for key in changed)
         raise PairError(
             f"{journal.parent}: was begun with other settings ({differences}). "

@@ -1,8 +1,9 @@
-"""What holds a run back on purpose: requests and tokens a minute, waits between retries, and money."""
+"""What holds a run back on purpose: requests and tokens a minute, waits between retries, money, and a target."""
 
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
@@ -130,3 +131,26 @@ class Payment:
                 return False
             await asyncio.sleep(0.05)
         return True
+
+
+class Places:
+    """So many may be under way as are missing to `target` (None: any number), so that it is never overshot."""
+
+    def __init__(self, target: int | None, num_done: Callable[[], int]) -> None:
+        self._target, self._num_done = target, num_done
+        self._num_taken = 0
+        self._changed = asyncio.Event()
+
+    async def take(self) -> bool:
+        """Wait for a place; False when the target is reached. Every place taken must be given back."""
+        while self._target is not None and self._num_done() + self._num_taken >= self._target:
+            if self._num_done() >= self._target:
+                return False
+            self._changed.clear()
+            await self._changed.wait()
+        self._num_taken += 1
+        return True
+
+    def give_back(self) -> None:
+        self._num_taken -= 1
+        self._changed.set()

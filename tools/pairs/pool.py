@@ -48,10 +48,11 @@ async def run_pool(
 
     stop = asyncio.Event()
     with _stop_signals(stop):
-        workers = asyncio.gather(*(work() for _ in range(concurrency)))
-        tasks: list[asyncio.Future[Any]] = [workers, asyncio.ensure_future(tick()), asyncio.ensure_future(stopped())]
+        workers = [asyncio.ensure_future(work()) for _ in range(concurrency)]
+        tasks: list[asyncio.Future[Any]] = [*workers, asyncio.ensure_future(tick()), asyncio.ensure_future(stopped())]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            watched = [asyncio.gather(*workers), *tasks[concurrency:]]
+            done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()  # raises what a handler, a failing flush (a full disk) or a signal raised
         finally:
@@ -63,37 +64,68 @@ async def run_pool(
 @contextlib.contextmanager
 def _stop_signals(stop: asyncio.Event) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    handled = []
+    handled = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
             loop.add_signal_handler(number, stop.set)
-            handled.append(number)
+            handled[number] = before
     except (ValueError, RuntimeError):
         pass  # not the main thread: whoever owns the signals stops us by cancelling
     try:
         yield
     finally:
-        for number in handled:
+        for number, before in handled.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, before)
 
 
 class FailureStreak:
-    """Stops a run when `limit` requests in a row have failed for good: the server is gone, not the questions bad."""
+    """Stops a run that leads nowhere: `limit` requests in a row failed for good (the server is gone), or each of the
+    first `limit` was refused (it is not the questions that are bad).
+
+    Refusals are quick and answers slow, so that refusals count by the order in which requests were begun.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._length = 0
+        self._length = self._num_begun = self._num_failed = self._num_first_refused = 0
+        self._served = False
+        self._end = ""  # how RunFailed's message goes on after the latest failure
+
+    def begin(self) -> int:
+        """The number of the next request of this run, from 0."""
+        self._num_begun += 1
+        return self._num_begun - 1
 
     def succeeded(self) -> None:
+        self._served = True
         self._length = 0
 
-    def failed(self, why: str) -> None:
+    def failed(self, number: int, why: str, refused: bool) -> None:
+        """Count request `number`; `refused`: sending it again would bring the same. Raises RunFailed."""
+        self._num_failed += 1
+        self._end = f"failed, the last one by {why}. {_REFUSED if refused else _GONE}"
+        if refused:
+            self._num_first_refused += number < self._limit
+            if self._num_first_refused == self._limit and number < self._limit:
+                raise RunFailed(f"the first {self._limit} requests {self._end}")
+            return
         self._length += 1
         if self._length >= self._limit:
-            raise RunFailed(
-                f"{self._length} requests in a row failed, the last one by {why}. "
-                "Nothing that was finished is lost: mend the server and run the same command again."
-            )
+            raise RunFailed(f"{self._length} requests in a row {self._end}")
+
+    def finish(self) -> None:
+        """Raises RunFailed when requests failed and not one was answered."""
+        if self._num_failed and not self._served:
+            raise RunFailed(f"all requests of this run ({self._num_failed}) {self._end}")
+
+
+_GONE = "Nothing that was finished is lost: mend the server and run the same command again."
+_REFUSED = (
+    "The server refuses such requests: change what it names (--model, --max-tokens, --thinking server, --extra-body) "
+    "and run again with the same --output; what was refused is asked again."
+)
 
 
 def progress_bar(stage: str, total: int, done: int, unit: str) -> "tqdm[None]":

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spot_megatron.errors import PairError
+from spot_megatron.errors import PairError, UserError
 from tools.pairs.answers import judge_edit, parse_edit, rejected
 from tools.pairs.client import CallFailed, ChatClient, Completion
 from tools.pairs.grade import Grader
 from tools.pairs.journal import Fields, Journal, check_fields
 from tools.pairs.jsonl import AtomicWriter, Row, dump_line, write_text
-from tools.pairs.limits import Budget, Payment, Prices
+from tools.pairs.limits import Budget, Payment, Places, Prices
 from tools.pairs.oracle import HUMAN, Oracle
-from tools.pairs.pool import FailureStreak, progress_bar, run_pool
+from tools.pairs.pool import FailureStreak, Interrupted, RunFailed, progress_bar, run_pool
 from tools.pairs.prompts import PROMPT_VERSION
 
 _KEPT = ("corrected", "oracle", "prompt_version", "with_answer", "attempt")  # of an accepted attempt
@@ -38,7 +38,7 @@ class Progress:
     failures: list[tuple[str, str]] = field(default_factory=list)  # (reason, detail) of rejected attempts
     verified_at: int | None = None  # journal offset of the accepted attempt
     failed: str | None = None  # why the latest attempt's request came to nothing
-    refused: bool = False  # ... and would again
+    refused_by: str = ""  # ... and would again with the oracle of this name
 
 
 class Rectification:
@@ -51,8 +51,9 @@ class Rectification:
         self.progress = {identifier: Progress() for identifier in errors}
         self.spent_usd = 0.0
         self.num_verified = self.num_outside = 0
-        self.stopped = ""  # budget_spent or target_reached
+        self.stopped = ""  # target_reached, budget_spent, interrupted or requests_failed
         self.totals: Counter[str] = Counter()
+        self.answered_by: set[str] = set()  # oracles that have answered anything
         for offset, record in self.journal.records():
             self._note(offset, record)
 
@@ -63,8 +64,7 @@ class Rectification:
     def open_errors(self) -> Iterator[str]:
         """Ids that may still be attempted, in the file's order."""
         for identifier, progress in self.progress.items():
-            settled = progress.verified_at is not None or len(progress.failures) >= self.attempts
-            if not settled and not progress.refused:
+            if progress.verified_at is None and len(progress.failures) < self.attempts:
                 yield identifier
 
     def _note(self, offset: int, record: Row) -> None:
@@ -72,6 +72,8 @@ class Rectification:
         self.spent_usd += record.get("cost_usd") or 0.0
         for name in ("prompt_tokens", "completion_tokens", "calls"):
             self.totals[name] += record.get(name) or 0
+        if record["outcome"] != "failed":
+            self.answered_by.add(record["oracle"])
         error = self.errors.get(str(record.get("id")))
         if error is None:
             self.num_outside += 1
@@ -82,14 +84,14 @@ class Rectification:
                 "Rectify a changed errors file into a new --output folder."
             )
         progress = self.progress[str(record["id"])]
-        progress.failed, progress.refused = None, False
+        progress.failed, progress.refused_by = None, ""
         if record["outcome"] == "verified":
             self.num_verified += progress.verified_at is None
             progress.verified_at = offset
         elif record["outcome"] == "rejected":
             progress.failures.append((record["reason"], record.get("detail") or ""))
         else:
-            progress.failed, progress.refused = record["reason"], record["permanent"]
+            progress.failed, progress.refused_by = record["reason"], record["oracle"] if record["permanent"] else ""
 
     async def run(
         self,
@@ -102,16 +104,9 @@ class Rectification:
     ) -> None:
         """Attempt every open error until it is verified or out of attempts; stop at the target or the budget."""
         budget = Budget(budget_usd, self.spent_usd)
+        places = Places(target, lambda: self.num_verified)
         streak = FailureStreak(max_failures)
         pending = list(self.open_errors())
-
-        def next_error() -> Iterator[str]:
-            for identifier in pending:
-                if target is not None and self.num_verified >= target:
-                    self.stopped = "target_reached"
-                if self.stopped:
-                    return  # what is under way is paid for, and is finished
-                yield identifier
 
         with (
             progress_bar("rectify", len(self.errors), len(self.errors) - len(pending), "error") as bar,
@@ -125,18 +120,42 @@ class Rectification:
                     payment = budget.payment(self.prices.cost(*self.oracle.most_tokens(body)))
                     if self.stopped == "budget_spent" or not await payment.wait():
                         self.stopped = "budget_spent"
-                        return
+                        return  # what is under way is paid for, and is finished
+                    number, known = streak.begin(), self._known_refusal(progress)
                     record = await self._attempt(identifier, body, payment, client, grader, threads)
                     if record["outcome"] == "failed":
-                        if not record["permanent"] and not self.stopped:
-                            streak.failed(f"{record['reason']}: {record['detail']}")
+                        refused = record["permanent"]
+                        if not self.stopped and not (refused and record["reason"] == known):
+                            streak.failed(number, f"{record['reason']}: {record['detail']}", refused)
                         break
                     streak.succeeded()
                 bar.update()
                 shown = {"verified": self.num_verified, "usd": f"{budget.spent_usd:.2f}", **client.faults}
                 bar.set_postfix(shown, refresh=False)
 
-            await run_pool(next_error(), rectify, concurrency, self.journal.sync)
+            async def rectify_within_target(identifier: str) -> None:
+                if self.stopped or not await places.take():
+                    self.stopped = self.stopped or "target_reached"
+                    return
+                try:
+                    await rectify(identifier)
+                finally:
+                    places.give_back()
+
+            try:
+                await run_pool(iter(pending), rectify_within_target, concurrency, self.journal.sync)
+                streak.finish()
+            except Interrupted:
+                self.stopped = "interrupted"
+                raise
+            except RunFailed:
+                self.stopped = "requests_failed"
+                raise
+
+    def _known_refusal(self, progress: Progress) -> str | None:
+        """Why an oracle that does answer others has refused this error before: to be refused again is no news."""
+        known = progress.refused_by == self.oracle.model and self.oracle.model in self.answered_by
+        return progress.failed if known else None
 
     async def _attempt(
         self,
@@ -157,8 +176,13 @@ class Rectification:
             self.stopped = "budget_spent" if failure.reason == "budget_spent" else self.stopped
             record |= {"outcome": "failed", "reason": f"failed_{failure.reason}", "detail": failure.detail}
             record |= {"permanent": failure.permanent, "calls": failure.calls.num_calls}
-        finally:
+        except (asyncio.CancelledError, UserError):
             payment.settle(0.0)
+            if payment.spent_usd:  # on file, or the next run's budget would not know of it
+                record |= {"outcome": "failed", "reason": "failed_interrupted", "detail": "", "permanent": False}
+                self.record({**record, "cost_usd": payment.spent_usd})
+            raise
+        payment.settle(0.0)
         record["cost_usd"] = payment.spent_usd
         self.record(record)
         return record

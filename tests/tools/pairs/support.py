@@ -1,5 +1,6 @@
 """What the tests of the data half share: a local server as a process, questions of the tiny world, program runs."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -8,7 +9,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tools.oracle.http_server import Faults, Service, serve
+from tools.pairs.client import ChatClient
+from tools.pairs.grade import Grader
 from tools.pairs.jsonl import Row, read_rows, write_rows
+from tools.pairs.limits import Backoff, Prices
+from tools.pairs.oracle import Oracle
+from tools.pairs.prompts import MARKER_END, MARKER_START
+from tools.pairs.rectify import Rectification
 from tools.tiny import skills
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,3 +71,38 @@ def an_error(identifier: str = "q1", **changes: object) -> Row:
     row: Row = {"id": identifier, "question": "4*2, 7*9", "answer": "8,63"}
     row |= {"response": r"here 4*2=8. then 7*9=65. the answer is \boxed{8,65}.", "finish_reason": "stop"}
     return {**row, **changes}
+
+
+RIGHT = r"here 4*2=8. then 7*9=63. the answer is \boxed{8,63}."
+WRONG = r"here 4*2=8. then 7*9=64. the answer is \boxed{8,64}."
+
+
+def marked(text: str) -> str:
+    return f"<think>hm</think>{MARKER_START}\n{text}\n{MARKER_END}"
+
+
+def rectify(
+    output, errors, answerer, *, attempts=3, faults=None, prices=None, concurrency=8, max_failures=20, **run_options
+):
+    """Rectify against an in-process server and return (the Rectification, its summary)."""
+
+    async def main():
+        server = await serve(Service(answerer, faults or Faults(0.0, 0)), "127.0.0.1", 0)
+        oracle = Oracle("m", with_answer=run_options.pop("with_answer", False), max_tokens=100)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        grader = Grader()
+        rectification = Rectification(output, errors, oracle, attempts, prices or Prices())
+        try:
+            async with server, ChatClient([url], backoff=Backoff(0.01, 0.02), max_calls=4, timeout=5) as client:
+                await rectification.run(client, grader, concurrency, max_failures, **run_options)
+        finally:
+            grader.close()
+            summary = rectification.write_outputs()
+            rectification.journal.close()
+        return summary
+
+    return asyncio.run(main())
+
+
+def errors_of(count: int) -> dict:
+    return {f"q{number}": an_error(f"q{number}") for number in range(count)}

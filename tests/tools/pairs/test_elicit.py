@@ -128,12 +128,46 @@ def test_failures_and_missing_answers_are_excluded_with_reasons_and_retried(tmp_
     assert summary["correct"] + summary["errors"] == 10
 
 
-def test_a_refused_request_is_final(server, tmp_path):
-    write_rows(tmp_path / "q.jsonl", [{"id": "a", "question": "not of this world", "answer": 1}])
-    for _ in range(2):
+def write_refused(path, count, *others):
+    """Questions that the rule oracle answers with 400."""
+    refused = [{"id": f"r{number}", "question": f"not of this world {number}", "answer": 1} for number in range(count)]
+    write_rows(path, [*refused, *others])
+
+
+def test_a_server_that_refuses_everything_is_a_failure_that_poisons_nothing(server, tmp_path):
+    write_refused(tmp_path / "q.jsonl", 8)
+    result = elicit(server, tmp_path / "q.jsonl", tmp_path / "out", check=False)
+    assert result.returncode == 1
+    assert "all requests of this run (8) failed, the last one by http_400" in result.stderr
+    assert "--thinking server" in result.stderr
+    again = elicit(
+        server, tmp_path / "q.jsonl", tmp_path / "out", "--max-failures", "3", "--concurrency", "1", check=False
+    )
+    assert (again.returncode, "the first 3 requests failed" in again.stderr) == (1, True)
+    assert len(rows(tmp_path / "out/responses.jsonl")) == 8 + 3
+    other = (
+        "--thinking",
+        "server",
+        "--extra-body",
+        '{"seed": null}',
+    )  # the remedy's settings: nothing depends on the old
+    with oracle_server("--fixed-answer", "no box here") as url:
+        elicit(url, tmp_path / "q.jsonl", tmp_path / "out", *other)
+        result = elicit(url, tmp_path / "q.jsonl", tmp_path / "out", check=False)
+    assert (result.returncode, "begun with other settings" in result.stderr) == (2, True)
+    found = outcome(tmp_path / "out")
+    assert [len(found[name]) for name in ("correct", "errors", "excluded")] == [0, 8, 0]
+
+
+def test_one_refused_request_of_many_is_asked_again_and_no_failure(server, tmp_path):
+    write_refused(tmp_path / "q.jsonl", 1, {"id": "a", "question": "4*2, 7*9", "answer": "8,63"})
+    for count in (2, 3):
         elicit(server, tmp_path / "q.jsonl", tmp_path / "out")
         assert [row["reason"] for row in rows(tmp_path / "out/excluded.jsonl")] == ["failed_http_400"]
-    assert len(rows(tmp_path / "out/responses.jsonl")) == 1
+        assert len(rows(tmp_path / "out/responses.jsonl")) == count
+    write_refused(tmp_path / "q.jsonl", 3, {"id": "a", "question": "4*2, 7*9", "answer": "8,63"})
+    result = elicit(server, tmp_path / "q.jsonl", tmp_path / "out", check=False)
+    assert (result.returncode, "all requests of this run (2) failed" in result.stderr) == (1, True)
 
 
 def test_changed_questions_and_settings_are_refused(server, tmp_path):

@@ -1,56 +1,18 @@
-"""Rectification: attempts and hints, stops, money, a person as oracle. About 15 s."""
+"""Rectification: attempts and hints, and a person as oracle. About 10 s."""
 
-import asyncio
 import json
 
 import pytest
 
 from spot_megatron.errors import PairError
-from tests.tools.pairs.support import an_error, oracle_server, rows, run
-from tools.oracle.http_server import Answer, Faults, RefusedRequest, Service, serve
-from tools.pairs.client import ChatClient
+from tests.tools.pairs.support import RIGHT, WRONG, an_error, errors_of, marked, oracle_server, rectify, rows, run
+from tools.oracle.http_server import Answer, RefusedRequest
 from tools.pairs.grade import Grader
 from tools.pairs.human import export_errors, import_edits
 from tools.pairs.jsonl import write_rows
-from tools.pairs.limits import Backoff, Prices
+from tools.pairs.limits import Prices
 from tools.pairs.oracle import Oracle, read_errors
-from tools.pairs.pool import RunFailed
-from tools.pairs.prompts import MARKER_END, MARKER_START
 from tools.pairs.rectify import Rectification
-
-RIGHT = r"here 4*2=8. then 7*9=63. the answer is \boxed{8,63}."
-WRONG = r"here 4*2=8. then 7*9=64. the answer is \boxed{8,64}."
-
-
-def marked(text: str) -> str:
-    return f"<think>hm</think>{MARKER_START}\n{text}\n{MARKER_END}"
-
-
-def rectify(
-    output, errors, answerer, *, attempts=3, faults=None, prices=None, concurrency=8, max_failures=20, **run_options
-):
-    """Rectify against an in-process server and return (the Rectification, its summary)."""
-
-    async def main():
-        server = await serve(Service(answerer, faults or Faults(0.0, 0)), "127.0.0.1", 0)
-        oracle = Oracle("m", with_answer=run_options.pop("with_answer", False), max_tokens=100)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        grader = Grader()
-        rectification = Rectification(output, errors, oracle, attempts, prices or Prices())
-        try:
-            async with server, ChatClient([url], backoff=Backoff(0.01, 0.02), max_calls=4, timeout=5) as client:
-                await rectification.run(client, grader, concurrency, max_failures, **run_options)
-        finally:
-            grader.close()
-            summary = rectification.write_outputs()
-            rectification.journal.close()
-        return summary
-
-    return asyncio.run(main())
-
-
-def errors_of(count: int) -> dict:
-    return {f"q{number}": an_error(f"q{number}") for number in range(count)}
 
 
 def test_every_attempt_is_told_what_was_wrong_before(tmp_path):
@@ -110,59 +72,6 @@ def test_a_second_run_continues_and_may_tell_the_answer(tmp_path):
     summary = rectify(tmp_path, errors_of(3), answer, attempts=2, with_answer=True)
     assert (summary["rectified"], len(told)) == (3, 6)
     assert all(row["with_answer"] and row["attempt"] == 2 for row in rows(tmp_path / "rectified.jsonl"))
-
-
-def test_the_target_stops_the_run_and_a_later_one_goes_on(tmp_path):
-    calls = []
-
-    def answer(request, fault):
-        calls.append(1)
-        return Answer(marked(RIGHT))
-
-    summary = rectify(tmp_path, errors_of(30), answer, target=5, concurrency=2)
-    assert 5 <= summary["rectified"] <= 6
-    assert summary["rejected"] == {"not_attempted_target_reached": 30 - summary["rectified"]}
-    assert len(calls) == summary["rectified"]
-    assert rectify(tmp_path, errors_of(30), answer, target=10, concurrency=1)["rectified"] == 10
-
-
-@pytest.mark.parametrize("faulty", [False, True])
-def test_the_budget_is_kept_to_the_cent_and_survives_restarts(tmp_path, faulty):
-    """Lost answers count with the most that they can have cost."""
-
-    def answer(request, fault):
-        return Answer(marked(RIGHT), prompt_tokens=500, completion_tokens=100)
-
-    prices = Prices(prompt=1.0, completion=100.0)
-    for limit in (0.1, 0.25):
-        faults = Faults(0.4, 1, ("truncated_json", "server_error")) if faulty else None
-        summary = rectify(
-            tmp_path, errors_of(60), answer, prices=prices, faults=faults, budget_usd=limit, concurrency=16
-        )
-        assert 0.75 * limit < summary["cost_usd"] <= limit
-        assert summary["stopped"] == "budget_spent"
-        assert summary["rectified"] + sum(summary["rejected"].values()) == 60
-    assert rectify(tmp_path, errors_of(60), answer, prices=prices, budget_usd=9.0)["rectified"] == 60
-
-
-def test_a_server_that_is_gone_stops_the_run_without_losing_work(tmp_path):
-    served = []
-
-    def answer(request, fault):
-        served.append(1)
-        return Answer(marked(RIGHT))
-
-    class Dying(Faults):
-        def draw(self, body):
-            return "server_error" if len(served) >= 10 else None
-
-    with pytest.raises(RunFailed, match="5 requests in a row failed"):
-        rectify(tmp_path, errors_of(60), answer, faults=Dying(0.0, 0), concurrency=2, max_failures=5)
-    assert len(rows(tmp_path / "rectified.jsonl")) == 10
-    rejected = rows(tmp_path / "rejected.jsonl")
-    assert len(rejected) == 50
-    assert {row["reason"] for row in rejected} == {"failed_http_500", "not_attempted"}
-    assert rectify(tmp_path, errors_of(60), answer)["rectified"] == 60
 
 
 def test_a_changed_errors_file_is_not_mixed_in(tmp_path):
