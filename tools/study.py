@@ -1,8 +1,8 @@
 """`make study`: the paper's objectives in miniature. Trains the tiny model under each and prints one table.
 
-Every run is an ordinary `make train` of a recipe qwen3_tiny_*. Runs that are complete are not repeated; a complete run of
-another recipe in the same folder is an error. The table shows accuracy on held-out questions of every skill, and the mean
-rewards of the last epoch in nats (beta taken out).
+Every run is an ordinary `make train` of a recipe qwen3_tiny_*. Runs that are complete are not repeated; a complete run
+of another recipe in the same folder is an error. The table shows accuracy on held-out questions of every skill, and the
+mean rewards of the last epoch in nats (beta taken out).
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@ spot            {"id", "prompt", "chosen", "rejected"} and optionally "chosen_fi
                 "chosen_ids", "rejected_ids"; the prompt is a text or a list of messages
 token_ids       {"id", "prompt_ids", "chosen_ids", "rejected_ids"}
 trl             TRL's preference data: prompt, chosen and rejected as texts or messages, or chosen and rejected as
-                whole conversations; other keys are kept in meta
+                whole conversations; other keys are kept in meta, unless they look like a misspelt key of spot
 visual_ai_spot  question, gemini_corrected_answer (chosen) and original_answer (rejected) of github.com/Visual-AI/SPoT
 """
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,6 +128,7 @@ def _read_trl(row: Row, default_id: str) -> Pair:
     for key in TRL_UNREAD:
         if row.values.get(key):
             raise row.error(f'"{key}" would change the prompt and is not supported; put its effect into the messages')
+    _refuse_near_misses(row)
     meta = row.mapping("meta") | {key: value for key, value in row.values.items() if key not in SPOT_KEYS}
     kinds = {type(row.values["chosen"]), type(row.values["rejected"])}
     if kinds == {list}:
@@ -141,6 +143,26 @@ def _read_trl(row: Row, default_id: str) -> Pair:
             )
         prompt, chosen, rejected = _prompt(row), row.text("chosen"), row.text("rejected")
     return _pair(row, row.name("id") or default_id, prompt, chosen, rejected, meta)
+
+
+def _refuse_near_misses(row: Row) -> None:
+    """TRL's data may have columns of its own; one that is nearly a known key is taken for a slip.
+
+    After "chosen_" and "rejected_" only the rest is compared, which tells chosen_finsh from chosen_rating. The limits
+    let pass what public data sets have: prompt_id, score_chosen, chosen_rating, chosen_model.
+    """
+    for key in row.values:
+        if key in SPOT_KEYS:
+            continue
+        side, _, rest = key.lower().partition("_")
+        if side in ("chosen", "rejected"):
+            near = [f"{side}_{name}" for name in difflib.get_close_matches(rest, ("finish", "ids"), n=1)]
+        else:
+            near = difflib.get_close_matches(key.lower(), SPOT_KEYS, n=1, cutoff=0.81)
+        if near:
+            raise row.error(
+                f'unknown key "{key}"; did you mean "{near[0]}"? If it is something else, move it into "meta"'
+            )
 
 
 def _read_visual_ai_spot(row: Row, default_id: str) -> Pair:

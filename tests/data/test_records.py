@@ -79,6 +79,40 @@ def test_trl(file: Path, row: dict[str, Any], prompt: Any) -> None:
     assert pair.meta == {"score_chosen": 8.5}
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("rejected_finsh", "rejected_finish"),
+        ("rejected-finish", "rejected_finish"),
+        ("rejected_finish_reason", "rejected_finish"),
+        ("Chosen_Finish", "chosen_finish"),
+        ("chosenfinish", "chosen_finish"),
+        ("rejcted_finish", "rejected_finish"),
+        ("rejected_id", "rejected_ids"),
+        ("ID", "id"),
+        ("promt", "prompt"),
+    ],
+)
+def test_a_misspelt_key_is_no_column_of_trl_s_data(file: Path, key: str, meant: str) -> None:
+    """Without an id the row is read as TRL's: a slip would train a cut answer as one that ended by itself."""
+    row = {"prompt": "2+2?", "chosen": "It is 4.", "rejected": "It is", key: "length"}
+    with pytest.raises(PairError, match=rf':1: unknown key "{key}"; did you mean "{meant}"\?.*meta'):
+        read_one(file, row)
+
+
+def test_columns_of_public_preference_data_are_kept(file: Path) -> None:
+    """Of UltraFeedback, its binarised form, Argilla's DPO mixes, HelpSteer and Magpie."""
+    names = (
+        "prompt_id messages score_chosen score_rejected source instruction dataset idx uuid index category language "
+        "chosen_rating rejected_rating chosen_model rejected_model chosen_score rejected_score chosen_avg_rating "
+        "rating_chosen chosen_policy rejected_policy chosen_response rejected_response chosen_reward margin metadata "
+        "model_name generations ratings rationales chosen_feedback rejected_reason chosen_tokens preference_strength"
+    )
+    columns = dict.fromkeys(names.split(), 1)
+    row = {key: SPOT[key] for key in ("prompt", "chosen", "rejected")}
+    assert read_one(file, row | columns).meta == columns
+
+
 def test_trl_can_be_asked_for_where_rows_have_ids(file: Path) -> None:
     pair = read_one(file, SPOT | {"score_chosen": 8.5, "rejected_finish": "length"}, "trl")
     assert (pair.id, pair.rejected_finish, pair.meta) == ("a", "length", {"score_chosen": 8.5})
