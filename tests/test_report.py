@@ -369,6 +369,22 @@ def difference(correct1: int, total1: int, correct2: int, total2: int) -> tuple[
     return facts.difference_interval(Score(correct1, total1), Score(correct2, total2))
 
 
+def test_dropped_pairs_are_shown_with_their_reasons(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert "pairs dropped" not in Page(run).cards  # a run of 0.1
+    (run / "dropped.json").write_text("{}")
+    assert Page(run).cards["pairs dropped"] == ("0 of 11", "all pairs in the files are trained on")
+    (run / "dropped.json").write_text(json.dumps({"no_change": ["a"], "too_long<": ["b", "c", "d"]}))
+    assert Page(run).cards["pairs dropped"] == ("4 of 15", "3 too_long&lt;, 1 no_change")
+    (run / "reference.jsonl").unlink()
+    assert Page(run).cards["pairs dropped"][0] == "4"
+    for damaged in ("[1]", '{"a": 1}', "{"):
+        (run / "dropped.json").write_text(damaged)
+        page = Page(run)
+        assert "pairs dropped" not in page.cards
+        assert any(level == "note" and "dropped.json" in text for level, text in page.checks)
+
+
 def test_reference_distribution(tmp_path):
     page = Page(make_run(tmp_path / "run"))
     chart = page.chart("Pairs by log-probability, in nats")

@@ -60,7 +60,7 @@ def headline(run: Run) -> list[Fact]:
     planned = f" of {run.planned_steps}" if run.planned_steps else ""
     epochs = run.settings.get("train.epochs", "?")
     data = f"{len(run.reference):,} pairs, {epochs} epochs planned" if run.reference else "number of pairs unknown"
-    facts = [Fact("steps", f"{len(run.steps)}{planned}", data)]
+    facts = [Fact("steps", f"{len(run.steps)}{planned}", data), *_dropped(run)]
     if run.skills:
         facts.append(_held_out(run))
     if not run.steps:
@@ -85,6 +85,17 @@ def headline(run: Run) -> list[Fact]:
         Fact("seconds", number(seconds), f"{timedelta(seconds=round(seconds))}{median_step}"),
         Fact("unique tokens/s", rate, f"training steps alone{as_separate}"),
     ]
+
+
+def _dropped(run: Run) -> list[Fact]:
+    """How many of the files' pairs were left out, and why: every one of them has a counted reason."""
+    if run.dropped is None:
+        return []
+    num_dropped = sum(run.dropped.values())
+    of_all = f" of {num_dropped + len(run.reference):,}" if run.reference else ""
+    reasons = sorted(run.dropped.items(), key=lambda item: -item[1])
+    note = ", ".join(f"{count:,} {reason}" for reason, count in reasons) or "all pairs in the files are trained on"
+    return [Fact("pairs dropped", f"{num_dropped:,}{of_all}", note)]
 
 
 def checks(run: Run) -> list[Check]:

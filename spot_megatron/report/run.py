@@ -54,6 +54,7 @@ class Run:
     settings: dict[str, Any]  # the recipe's values by dotted key
     environment: dict[str, Any]  # by dotted key
     reference: list[tuple[float, float]]  # log-probability sums (chosen, rejected) in nats, one a pair
+    dropped: dict[str, int] | None  # pairs left out before training, by reason; None where dropped.json is missing
     base_skills: Skills
     skills: Skills
     problems: list[str]
@@ -117,6 +118,7 @@ def read_run(folder: Path) -> Run:
             (_number(row["logp_chosen"]), _number(row.get("logp_rejected")))
             for row in _read_rows(folder / "reference.jsonl", "logp_chosen", problems)
         ],
+        dropped=_read_dropped(folder / "dropped.json", problems),
         base_skills=base_skills,
         skills=skills,
         problems=problems,
@@ -165,6 +167,20 @@ def _parse_recipe(text: str, problems: list[str]) -> Any:
     except yaml.YAMLError:
         problems.append("recipe.yaml is not YAML; it is shown as it stands")
         return {}
+
+
+def _read_dropped(path: Path, problems: list[str]) -> dict[str, int] | None:
+    """Counts of {reason: [pair ids]}. The file is optional: runs of 0.1 have none."""
+    if not path.is_file():
+        return None
+    num_problems = len(problems)
+    dropped = _read_json(path, problems)
+    if len(problems) > num_problems:
+        return None
+    if isinstance(dropped, dict) and all(isinstance(ids, list) for ids in dropped.values()):
+        return {reason: len(ids) for reason, ids in dropped.items()}
+    problems.append("dropped.json has not the shape {reason: [ids]}; left out")
+    return None
 
 
 def _read_evaluation(path: Path, problems: list[str]) -> tuple[Skills, Skills]:
