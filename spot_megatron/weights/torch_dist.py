@@ -138,12 +138,12 @@ def _read_metadata(file: Path) -> dict[str, Stored]:
         places = {
             (index.fqn, tuple(index.offset)): info
             for index, info in content.storage_data.items()
-            if index.offset is not None
+            if getattr(index, "offset", None) is not None  # else an object's, not a tensor's
         }
         tensors = {}
         for key, entry in content.state_dict_metadata.items():
             if not hasattr(entry, "chunks"):
-                continue  # an object, not a tensor
+                continue
             chunks = []
             for chunk in entry.chunks:
                 info = places[key, tuple(chunk.offsets)]
