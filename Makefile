@@ -17,6 +17,7 @@ RECIPE ?= qwen3_tiny_spot
 SET ?=
 GPUS ?=
 NODES ?= 1
+PORT ?= 8765
 
 # The host's network, shared memory and InfiniBand as NCCL needs them; files belong to the caller. Variables that are named
 # without a value pass on the caller's, where it has one.
@@ -77,8 +78,8 @@ $(NEXT)/.ready: $(READY)
 	$(PY) -m pip install --quiet --no-deps --target $(NEXT)/site triton
 	@touch $@
 
-test-mcore-next: $(NEXT)/.ready ## the CPU test suite on the newest supported megatron-core
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(NEXT)/site $(PY) -m pytest
+test-mcore-next: $(NEXT)/.ready ## the CPU test suite on the newest supported megatron-core: [ARGS="tests/weights ..."]
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(NEXT)/site $(PY) -m pytest $(ARGS)
 
 check: $(READY) ## lint and types
 	$(PY) -m ruff check .
@@ -94,13 +95,17 @@ rectify: $(READY) ## has an oracle edit the wrong ones until they are right: BAS
 pairs: $(READY) ## filters them into pairs, with a report: TOKENIZER=policy [OUT=dir] [ARGS=...]
 	$(PY) -m tools.pairs --rectified $(or $(OUT),data/run)/rectify/rectified.jsonl --tokenizer $(TOKENIZER) --output $(or $(OUT),data/run)/pairs.jsonl --report $(or $(OUT),data/run)/report.html $(ARGS)
 
-data-demo: $(READY) ## questions to trained model on this machine: local server, tiny model, one call in ten failing
-	@set -e; out=runs/data_demo; url=http://127.0.0.1:8765/v1; tiny=recipes/assets/qwen3_tiny; \
-	$(PY) -m tools.oracle_server --port 8765 --policy $$tiny --fault-rate 0.1 & server=$$!; trap "kill $$server" EXIT; \
-	$(PY) -m tools.elicit --questions $$tiny/questions.jsonl --base-url $$url --model tiny --output $$out/elicit --prompt-suffix "" --max-tokens 128 --token-ids --timeout 60; \
-	$(PY) -m tools.rectify --errors $$out/elicit/errors.jsonl --base-url $$url --model tiny --output $$out/rectify --timeout 60; \
-	$(PY) -m tools.pairs --rectified $$out/rectify/rectified.jsonl --tokenizer $$tiny --output $$out/pairs.jsonl --report $$out/report.html; \
-	$(PY) -m tools.launch qwen3_tiny_spot --set name=data_demo output=$$out/train data.pairs=$$out/pairs.jsonl
+data-demo: $(READY) ## questions to trained model on this machine: local server, tiny model, one call in ten failing: [OUT=dir] [PORT=8765]
+	@set -e; out=$(or $(OUT),runs/data_demo); url=http://127.0.0.1:$(PORT)/v1; tiny=recipes/assets/qwen3_tiny; \
+	show() { printf '+'; printf ' %q' "$$@"; echo; }; run() { show "$$@"; "$$@"; }; \
+	mkdir -p $$out; rm -f $$out/server.json; \
+	set -- $(PY) -m tools.oracle_server --port $(PORT) --policy $$tiny --fault-rate 0.1; \
+	show "$$@"; "$$@" > $$out/server.json & server=$$!; trap "kill $$server 2> /dev/null && wait $$server || true" EXIT; \
+	until test -s $$out/server.json; do kill -0 $$server 2> /dev/null || { wait $$server || exit $$?; exit 1; }; sleep 0.2; done; \
+	run $(PY) -m tools.elicit --questions $$tiny/questions.jsonl --base-url $$url --model tiny --output $$out/elicit --prompt-suffix "" --max-tokens 128 --token-ids --timeout 60; \
+	run $(PY) -m tools.rectify --errors $$out/elicit/errors.jsonl --base-url $$url --model tiny --output $$out/rectify --timeout 60; \
+	run $(PY) -m tools.pairs --rectified $$out/rectify/rectified.jsonl --tokenizer $$tiny --output $$out/pairs.jsonl --report $$out/report.html; \
+	run $(PY) -m tools.launch qwen3_tiny_spot --set name=data_demo output=$$out/train data.pairs=$$out/pairs.jsonl
 
 doctor: $(READY) ## what this machine can run
 	$(PY) -m tools.doctor
