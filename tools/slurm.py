@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from spot_megatron.errors import RecipeError, UserError
 from spot_megatron.recipe import Recipe, load_recipe
+from tools.launch import positive
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,6 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.submit:
         print("not submitted; add SUBMIT=1 (--submit), or run the line above")
         return 0
+    if shutil.which("sbatch") is None:
+        print("not submitted: there is no sbatch on this machine; run the line above where Slurm is", file=sys.stderr)
+        return RecipeError.exit_code
     return subprocess.run(["sbatch", str(job)], check=False).returncode
 
 
@@ -93,10 +98,12 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.slurm", description=__doc__)
     parser.add_argument("recipe")
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="key=value", dest="overrides")
-    parser.add_argument("--nodes", type=int, required=True)
-    parser.add_argument("--gpus", type=int, default=8, help="GPUs, and processes, on a node; default 8")
+    parser.add_argument("--nodes", type=positive, required=True)
+    parser.add_argument("--gpus", type=positive, default=8, help="GPUs, and processes, on a node; default 8")
     parser.add_argument("--time", default="24:00:00", help="time limit of one start; the job queues again by itself")
-    parser.add_argument("--grace", type=int, default=120, help="seconds before the time limit to save in; default 120")
+    parser.add_argument(
+        "--grace", type=positive, default=120, help="seconds before the time limit to save in; default 120"
+    )
     parser.add_argument("--interconnect", choices=sorted(INTERCONNECTS), default="rdma")
     parser.add_argument("--interface", help="network interface of the first meeting, for instance eth0")
     parser.add_argument("--image", help="container image for the pyxis plug-in (srun --container-image)")

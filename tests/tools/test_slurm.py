@@ -69,6 +69,21 @@ def test_what_cannot_run_is_refused(recipe, capsys):
     assert not (recipe.parent / "run").exists()
 
 
+@pytest.mark.parametrize("option", ["--nodes", "--gpus", "--grace"])
+def test_counts_below_one_are_refused(recipe, option, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main([str(recipe), "--nodes", "2", option, "0"])
+    assert refused.value.code == 2
+    assert f"argument {option}: must be at least 1" in capsys.readouterr().err
+    assert not (recipe.parent / "run").exists()
+
+
+def test_submitting_where_there_is_no_slurm_is_told(recipe, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(recipe.parent))
+    assert main([str(recipe), "--nodes", "2", "--gpus", "1", "--submit"]) == 2
+    assert "there is no sbatch on this machine" in capsys.readouterr().err
+
+
 def test_the_nodes_train_and_save_on_usr1(recipe):
     """As Slurm does it: SIGUSR1 to every process of the job. The agents ignore it, the training processes save."""
     script, port = write(recipe) / "node.sh", str(processes.free_port())
