@@ -14,7 +14,7 @@ from spot_megatron.errors import PairError
 from tools.pairs.client import CallFailed, ChatClient, Completion
 from tools.pairs.grade import CORRECT, NO_ANSWER, WRONG, Grader, Verdict
 from tools.pairs.journal import Fields, Journal, check_fields
-from tools.pairs.jsonl import AtomicWriter, Row, dump_line, write_text
+from tools.pairs.jsonl import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
 from tools.pairs.pool import FailureStreak, progress_bar, run_pool
 from tools.pairs.questions import QuestionSet
 from tools.pairs.sampling import Key, Sampling, Shard, error_id
@@ -114,7 +114,8 @@ class Elicitation:
         """Sort the journal into correct.jsonl, errors.jsonl and excluded.jsonl (a shard: only count) and sum up.
 
         Wrong answers are errors; of no_answer, those whose reason is in `errors_include` are, too. Whatever is neither
-        right nor an error is excluded, with its reason. Every planned sample is in exactly one file, or still pending.
+        right nor an error is excluded, with its reason; so is a wrong answer of unknown end (neither "stop" nor
+        "length"), which cannot become a pair. Every planned sample is in exactly one file, or still pending.
         """
         counts: Counter[str] = Counter()
         excluded: Counter[str] = Counter()
@@ -127,27 +128,28 @@ class Elicitation:
                     counts["pending"] += 1
                     continue
                 record = self.journal.read_at(self.offsets[key])
-                place = _place(record, errors_include)
+                place, reason = _place(record, errors_include)
                 counts[place] += 1
                 tokens["prompt"] += record.get("prompt_tokens") or 0
                 tokens["completion"] += record.get("completion_tokens") or 0
                 tokens["calls"] += record.get("calls") or 0
                 tokens["with_token_ids"] += "token_ids" in record
                 if place == "excluded":
-                    excluded[_why_excluded(record)] += 1
+                    excluded[reason] += 1
                 if writers:
-                    writers[place].write(dump_line(self._output_row(key, record)))
+                    writers[place].write(dump_line(self._output_row(key, record, reason)))
         summary = self._summary(counts, excluded, tokens)
         name = self.shard.name("summary", ".json") if self.shard else "summary.json"
         write_text(self.output / name, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         return summary
 
-    def _output_row(self, key: Key, record: Row) -> Row:
-        kept = ("question", "answer", "response", "finish_reason", "token_ids", "verdict", "extracted", "reason")
+    def _output_row(self, key: Key, record: Row, reason: str) -> Row:
+        kept = ("question", "answer", "response", "finish_reason", "token_ids", "verdict", "extracted")
         row: Row = {"id": error_id(key), "question_id": key[0], "sample": key[1]}
         row |= {name: record[name] for name in kept if name in record}
+        row["reason"] = reason
         if "failed" in record:
-            row |= {"reason": _why_excluded(record), "detail": record.get("detail")}
+            row["detail"] = record.get("detail")
         return {**row, "prompt": self.sampling.messages(self.questions[key[0]])}
 
     def _summary(self, counts: Counter[str], excluded: Counter[str], tokens: Counter[str]) -> dict[str, Any]:
@@ -180,7 +182,8 @@ _KEY_FIELDS = {"id": str, "sample": int, "question": str, "answer": str}
 _ANSWER_FIELDS: Fields = {**_KEY_FIELDS, "response": str, "finish_reason": str, "verdict": str, "reason": str}
 _FAILURE_FIELDS: Fields = {**_KEY_FIELDS, "failed": str, "permanent": bool}
 _OUTPUTS = ("correct", "errors", "excluded")
-_GRADED = ("no_box", "unclosed_box", "empty_box", "unfinished_thinking", "cut_off")
+OUTPUT_FILES = (*(f"{name}.jsonl" for name in _OUTPUTS), "responses.jsonl", "summary.json")
+_GRADED = ("no_box", "unclosed_box", "empty_box", "unfinished_thinking", "cut_off", "unknown_finish")
 
 
 def _answer_fields(completion: Completion, verdict: Verdict) -> Row:
@@ -201,17 +204,16 @@ def _answer_fields(completion: Completion, verdict: Verdict) -> Row:
     }
 
 
-def _place(record: Row, errors_include: Sequence[str]) -> str:
+def _place(record: Row, errors_include: Sequence[str]) -> tuple[str, str]:
+    """The output that a record belongs to, and why."""
     if "failed" in record:
-        return "excluded"
-    if record["verdict"] == CORRECT:
-        return "correct"
-    wrong = record["verdict"] == WRONG or (record["verdict"] == NO_ANSWER and record["reason"] in errors_include)
-    return "errors" if wrong else "excluded"
-
-
-def _why_excluded(record: Row) -> str:
-    return f"failed_{record['failed']}" if "failed" in record else record["reason"]
+        return "excluded", f"failed_{record['failed']}"
+    verdict, reason = record["verdict"], record["reason"]
+    if verdict == CORRECT:
+        return "correct", reason
+    if verdict != WRONG and not (verdict == NO_ANSWER and reason in errors_include):
+        return "excluded", reason
+    return ("errors", reason) if record["finish_reason"] in FINISH_REASONS else ("excluded", "unknown_finish")
 
 
 def merge(output: Path, shard_journals: Sequence[Path]) -> Sampling:

@@ -14,7 +14,7 @@ from rapidfuzz.distance import LCSseq
 from spot_megatron.errors import PairError
 from tools.pairs.answers import find_leak
 from tools.pairs.grade import CORRECT, Grader
-from tools.pairs.jsonl import Row, answer_field, text_field
+from tools.pairs.jsonl import FINISH_REASONS, Row, answer_field, id_field, text_field
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
 _BATCH = 64  # rows that are tokenised together
@@ -103,7 +103,7 @@ class PairFilter:
         finish = str(pair.row.get("finish_reason", "stop"))
         if not chosen or not rejected:
             return Drop(pair.id, "empty_side", "chosen" if not chosen else "rejected")
-        if finish not in ("stop", "length"):
+        if finish not in FINISH_REASONS:
             return Drop(pair.id, "unknown_finish", finish)
         if self.rules.verify:
             verdict = self.grader.grade(pair.chosen, pair.row["answer"])
@@ -145,9 +145,7 @@ def _shared_prefix(chosen: Sequence[int], rejected: Sequence[int]) -> int:
 
 def read_candidate(row: Row, where: str) -> Candidate:
     """Check the fields of a rectified row; the prompt is what was sent (messages), or the question alone."""
-    identifier = row.get("id")
-    if isinstance(identifier, bool) or not isinstance(identifier, (str, int)):
-        raise PairError(f"{where}: `id` is missing, or neither text nor a whole number.")
+    identifier = id_field(row, where)
     question, chosen, rejected = (text_field(row, key, where) for key in ("question", "corrected", "response"))
     row["answer"] = answer_field(row, "answer", where)
     prompt = row.get("prompt", question)
@@ -158,7 +156,7 @@ def read_candidate(row: Row, where: str) -> Candidate:
         prompt = "\n".join(map(str, turns))
     elif not isinstance(prompt, str):
         raise PairError(f"{where}: `prompt` must be text, or messages that each have a text `content`.")
-    return Candidate(str(identifier), row, prompt, chosen, rejected)
+    return Candidate(identifier, row, prompt, chosen, rejected)
 
 
 def pair_row(pair: Candidate, finish: str, measures: Measures) -> Row:

@@ -10,6 +10,7 @@ from typing import Any
 from spot_megatron.errors import PairError
 
 Row = dict[str, Any]
+FINISH_REASONS = ("stop", "length")  # how an answer can end that a pair may hold
 
 
 def parse_line(line: bytes, where: str) -> Row:
@@ -77,6 +78,14 @@ def answer_field(row: Row, key: str, where: str) -> str:
     return text_field(row, key, where)
 
 
+def id_field(row: Row, where: str) -> str:
+    """The row's `id`, a text or a whole number, as text. Raises PairError for anything else."""
+    value = row.get("id")
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise PairError(f"{where}: `id` is missing, or neither text nor a whole number.")
+    return str(value)
+
+
 def dump_line(row: Row) -> bytes:
     """The row as one line of compact JSON in UTF-8, with its newline."""
     return (json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n").encode("utf-8")
@@ -114,10 +123,11 @@ class AtomicWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if kind is None:
-            self.partial.replace(self.path)
-        else:
-            self.partial.unlink()
+        try:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self.partial.replace(self.path)
+        finally:  # a full disk or a second signal leaves nothing behind, either
+            self.partial.unlink(missing_ok=True)
+            self._file.close()

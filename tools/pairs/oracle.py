@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError
-from tools.pairs.jsonl import Row, answer_field, read_rows, text_field
+from tools.pairs.jsonl import Row, answer_field, id_field, read_rows, text_field
 from tools.pairs.prompts import rectify_messages
 
 PROMPT_OVERHEAD_TOKENS = 64  # what a chat template may add to the text
@@ -74,12 +74,10 @@ def read_errors(path: Path) -> dict[str, Row]:
         for key in ("question", "response"):
             text_field(row, key, where)
         row["answer"] = answer_field(row, "answer", where)
-        identifier = row.get("id")
-        if isinstance(identifier, bool) or not isinstance(identifier, (str, int)):
-            raise PairError(f"{where}: `id` is missing, or neither text nor a whole number.")
-        if str(identifier) in errors:
+        identifier = id_field(row, where)
+        if identifier in errors:
             raise PairError(f"{where}: id {identifier!r} occurs twice. Every wrong sample needs an id of its own.")
-        errors[str(identifier)] = row
+        errors[identifier] = row
     if not errors:
         raise PairError(f"{path}: holds no errors, so there is nothing to rectify.")
     return errors

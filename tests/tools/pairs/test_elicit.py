@@ -184,6 +184,24 @@ def test_changed_questions_and_settings_are_refused(server, tmp_path):
     assert json.loads((tmp_path / "out/summary.json").read_text())["records_outside_plan"] == 1
 
 
+def test_a_wrong_answer_of_unknown_end_is_set_apart_before_an_oracle_is_paid(tmp_path):
+    found = QuestionSet([Question(str(number), f"q{number}", "1") for number in range(4)])
+    elicitation = Elicitation(tmp_path, found, Sampling("m"), 1)
+    ends = [("content_filter", "wrong"), ("stop", "wrong"), ("unknown", "correct"), ("length", "wrong")]
+    for number, (finish, verdict) in enumerate(ends):
+        record = {"id": str(number), "sample": 0, "question": f"q{number}", "answer": "1", "response": "r"}
+        elicitation.journal.append({**record, "finish_reason": finish, "verdict": verdict, "reason": "not_equal"})
+    elicitation.journal.close()
+    elicitation = Elicitation(tmp_path, found, Sampling("m"), 1)
+    summary = elicitation.write_outputs(())
+    elicitation.journal.close()
+    assert (summary["correct"], summary["errors"], summary["excluded"]) == (1, 2, {"unknown_finish": 1})
+    assert summary["accuracy"] == 0.25
+    (row,) = rows(tmp_path / "excluded.jsonl")
+    assert (row["reason"], row["finish_reason"], row["response"]) == ("unknown_finish", "content_filter", "r")
+    assert [row["reason"] for row in rows(tmp_path / "errors.jsonl")] == ["not_equal"] * 2
+
+
 def test_ids_that_would_collide_are_refused(tmp_path):
     table = [{"id": "a", "question": "x", "answer": 1}, {"id": "a#1", "question": "y", "answer": 1}]
     write_rows(tmp_path / "q.jsonl", table)

@@ -155,6 +155,16 @@ def test_an_atomic_file_appears_whole_or_not_at_all(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl"]
 
 
+def test_a_full_disk_leaves_no_partial_file(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_rows(tmp_path / "out.jsonl", [{"new": 1}])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_journal_cut_anywhere_keeps_every_whole_record(tmp_path):
     """A kill can end the file after any byte; a number that is cut is still valid JSON, and must not count."""
     records = [{"id": str(number), "text": "é\n" * number, "n": 1234567} for number in range(4)]
