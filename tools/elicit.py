@@ -11,8 +11,16 @@ import re
 from pathlib import Path
 
 from spot_megatron.errors import PairError
-from tools.pairs.cli import add_endpoint_options, existing_file, make_client, positive, print_summary, run_program
-from tools.pairs.elicit import Elicitation, merge
+from tools.pairs.cli import (
+    add_endpoint_options,
+    existing_file,
+    make_client,
+    output_folder,
+    positive,
+    print_summary,
+    run_program,
+)
+from tools.pairs.elicit import OUTPUT_FILES, Elicitation, merge
 from tools.pairs.grade import Grader
 from tools.pairs.pool import Interrupted, RunFailed
 from tools.pairs.prompts import ELICIT_SUFFIX
@@ -74,9 +82,11 @@ def main() -> None:
         found.dropped["beyond_limit"] = max(0, len(found.questions) - args.limit)
         del found.questions[args.limit :]
     if args.merge is not None:
+        output_folder(args.output, OUTPUT_FILES, args.questions)
         sampling = merge(args.output, _shard_journals(args.merge, args.output))
     else:
         make_client(args)  # a wrong address should be told before anything is written
+        output_folder(args.output, OUTPUT_FILES, args.questions)
         sampling = Sampling(
             model=args.model,
             temperature=args.temperature,

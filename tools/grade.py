@@ -2,13 +2,15 @@
 
 import argparse
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from tools.pairs.cli import existing_file, positive, print_summary, run_program
+from spot_megatron.errors import PairError
+from tools.pairs.cli import STARTS_OVER, existing_file, output_file, positive, print_summary, run_program
 from tools.pairs.grade import TIME_LIMIT, Grader
-from tools.pairs.jsonl import AtomicWriter, Row, answer_field, dump_line, read_rows, text_field
+from tools.pairs.jsonl import AtomicWriter, Row, answer_field, dump_line, id_field, read_rows, text_field
 
 _BATCH = 256
 
@@ -22,7 +24,8 @@ def main() -> None:
     parser.add_argument("--workers", type=positive, default=2, help="processes for answers that need algebra")
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT, help="CPU seconds for one answer")
     args = parser.parse_args()
-    rows = read_rows(existing_file(args.input, "JSONL file of responses"))
+    rows = _rows(existing_file(args.input, "JSONL file of responses"))
+    output_file(args.output, "--output", args.input)
     grader = Grader(args.workers, args.time_limit)
     counts: Counter[str] = Counter()
 
@@ -32,7 +35,7 @@ def main() -> None:
         response, gold = text_field(row, "response", where), answer_field(row, "answer", where)
         verdict = grader.grade(response, gold, row.get("finish_reason"))
         return {
-            "id": row.get("id"),
+            "id": row["id"],
             "verdict": verdict.verdict,
             "extracted": verdict.extracted,
             "reason": verdict.reason,
@@ -47,5 +50,16 @@ def main() -> None:
     print_summary({"graded": counts.total(), "verdicts": dict(counts)})
 
 
+def _rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """(line number, row), with an id that no other row has."""
+    seen: set[str] = set()
+    for number, row in read_rows(path):
+        identifier = id_field(row, f"{path}, line {number}")
+        if identifier in seen:
+            raise PairError(f"{path}, line {number}: id {identifier!r} occurs twice. Every row needs an id of its own.")
+        seen.add(identifier)
+        yield number, row
+
+
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, STARTS_OVER)

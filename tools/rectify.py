@@ -12,13 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError
-from tools.pairs.cli import add_endpoint_options, existing_file, make_client, positive, print_summary, run_program
+from tools.pairs.cli import (
+    add_endpoint_options,
+    existing_file,
+    make_client,
+    output_file,
+    output_folder,
+    positive,
+    print_summary,
+    run_program,
+)
 from tools.pairs.grade import Grader
 from tools.pairs.human import export_errors, import_edits
 from tools.pairs.limits import Prices
 from tools.pairs.oracle import HUMAN, Oracle, read_errors
 from tools.pairs.pool import Interrupted, RunFailed
-from tools.pairs.rectify import Rectification
+from tools.pairs.rectify import OUTPUT_FILES, Rectification
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -66,6 +75,11 @@ def main() -> None:
     )
     if args.budget_usd is not None:
         oracle.check_bounded()
+    if args.import_human:
+        existing_file(args.import_human, "file that --export-human wrote")
+    if args.export_human:
+        output_file(args.export_human, "--export-human", args.errors)
+    output_folder(args.output, OUTPUT_FILES, args.errors)
     rectification = Rectification(args.output, errors, oracle, args.attempts, prices)
     grader = Grader(args.grade_workers)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError
-from tools.pairs.cli import existing_file, positive, print_summary, run_program
+from tools.pairs.cli import STARTS_OVER, existing_file, output_file, positive, print_summary, run_program
 from tools.pairs.filter import Keep, PairFilter, Rules, load_encoder
 from tools.pairs.grade import Grader
 from tools.pairs.jsonl import AtomicWriter, dump_line, read_rows, write_text
@@ -35,6 +35,12 @@ def main() -> None:
     if not 0.0 <= args.gamma <= 1.0:
         raise PairError(f"--gamma {args.gamma} is no change ratio; give a number from 0 to 1 (the paper: 0.6).")
     existing_file(args.rectified, "rectified.jsonl of tools.rectify")
+    output_file(args.output, "--output", args.rectified)
+    dropped_path, summary_path = (args.output.with_suffix(suffix) for suffix in (".dropped.jsonl", ".summary.json"))
+    for path in (dropped_path, summary_path):
+        output_file(path, f"--output {args.output}:", args.rectified)
+    if args.report:
+        output_file(args.report, "--report", args.rectified, args.output, dropped_path, summary_path)
     rules = Rules(args.gamma, args.max_tokens, args.min_edit_tokens, verify=not args.no_verify)
     grader = Grader(num_workers=1)
     pair_filter = PairFilter(rules, load_encoder(args.tokenizer), grader)
@@ -43,7 +49,6 @@ def main() -> None:
         from tools.pairs.report import ReportData
 
         report = ReportData(args.gamma)
-    dropped_path = args.output.with_suffix(".dropped.jsonl")
     with AtomicWriter(args.output) as kept, AtomicWriter(dropped_path) as dropped:
         for decision in pair_filter.run(read_rows(args.rectified), args.rectified):
             if isinstance(decision, Keep):
@@ -54,7 +59,7 @@ def main() -> None:
                 report.add(decision)
     grader.close()
     summary = _summary(args, pair_filter)
-    write_text(args.output.with_suffix(".summary.json"), json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_text(summary_path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     print_summary(summary)
     if report:
         from tools.pairs.report import write_report
@@ -91,4 +96,4 @@ def _upstream(rectified: Path) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, STARTS_OVER)

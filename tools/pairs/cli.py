@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ from tools.pairs.client import API_KEY_VARIABLE, ChatClient
 from tools.pairs.limits import Backoff, RateLimiter
 from tools.pairs.pool import Interrupted, RunFailed
 
-INTERRUPTED_EXIT_CODE = 75  # stopped by a signal with everything on file: run again to continue
+INTERRUPTED_EXIT_CODE = 75  # stopped by a signal: run again
+CONTINUES = "everything finished is on file. Run again to continue."
+STARTS_OVER = "no file was written in part. Run the same command again; it starts from the beginning."
 
 
-def run_program(main: Callable[[], None]) -> None:
-    """Run and exit: 0 done, 1 failure, 2 the user's input is wrong, 75 stopped by a signal."""
+def run_program(main: Callable[[], None], after_signal: str = CONTINUES) -> None:
+    """Run and exit: 0 done, 1 failure, 2 the user's input is wrong, 75 stopped by SIGINT or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except UserError as error:
@@ -24,9 +29,7 @@ def run_program(main: Callable[[], None]) -> None:
     except RunFailed as error:
         sys.exit(_say(f"stopped: {error}", 1))
     except (Interrupted, KeyboardInterrupt):
-        sys.exit(
-            _say("stopped by a signal; everything finished is on file. Run again to continue.", INTERRUPTED_EXIT_CODE)
-        )
+        sys.exit(_say(f"stopped by a signal; {after_signal}", INTERRUPTED_EXIT_CODE))
 
 
 def _say(message: str, code: int) -> int:
@@ -119,6 +122,36 @@ def existing_file(path: Path, what: str) -> Path:
     if not path.is_file():
         raise PairError(f"{path}: no such file. Give the {what}.")
     return path
+
+
+def output_folder(path: Path, names: Sequence[str], *needed: Path) -> None:
+    """Make the folder of --output. Raises PairError when that cannot be, or when one of its `names` is needed."""
+    _make_folder(path, f"--output {path}")
+    for name in names:
+        _check_not_needed(path / name, f"--output {path}", needed)
+
+
+def output_file(path: Path, option: str, *needed: Path) -> None:
+    """Make the folder that a file will lie in. Raises PairError when it cannot be written, or is one of `needed`."""
+    _make_folder(path.parent, f"{option} {path}")
+    if path.is_dir():
+        raise PairError(f"{option} {path}: is a folder. Give the name of a file to write.")
+    _check_not_needed(path, f"{option} {path}", needed)
+
+
+def _make_folder(path: Path, option: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PairError(f"{option}: the folder {path} cannot be made ({error.strerror}). Give another place.") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PairError(f"{option}: nothing can be written into the folder {path}. Give another place.")
+
+
+def _check_not_needed(path: Path, option: str, needed: Sequence[Path]) -> None:
+    for source in needed:
+        if path.resolve() == source.resolve():
+            raise PairError(f"{option}: would overwrite {source}, which this run needs. Give another name or folder.")
 
 
 def print_summary(summary: dict[str, Any]) -> None:

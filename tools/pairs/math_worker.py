@@ -15,6 +15,7 @@ MEMORY_LIMIT = 4 << 30  # bytes of address space
 
 def main() -> None:
     seconds = float(sys.argv[1])
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a parent that was stopped reads no more: end without a traceback
     sys.setrecursionlimit(10_000)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     logging.disable(logging.CRITICAL)

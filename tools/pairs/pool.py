@@ -77,7 +77,7 @@ def _stop_signals(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number, before in handled.items():
             loop.remove_signal_handler(number)
-            signal.signal(number, before)
+            signal.signal(number, before or signal.SIG_DFL)
 
 
 class FailureStreak:

@@ -23,6 +23,8 @@ from tools.pairs.prompts import PROMPT_VERSION
 
 _KEPT = ("corrected", "oracle", "prompt_version", "with_answer", "attempt")  # of an accepted attempt
 
+OUTPUT_FILES = ("journal.jsonl", "rectified.jsonl", "rejected.jsonl", "summary.json")
+
 _COMMON_FIELDS = {"id": str, "attempt": int, "original": str, "oracle": str}
 _RECORD_FIELDS: dict[str, Fields] = {
     "verified": {**_COMMON_FIELDS, "corrected": str},
