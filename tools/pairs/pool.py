@@ -49,16 +49,16 @@ async def run_pool(
     stop = asyncio.Event()
     with _stop_signals(stop):
         workers = [asyncio.ensure_future(work()) for _ in range(concurrency)]
-        tasks: list[asyncio.Future[Any]] = [*workers, asyncio.ensure_future(tick()), asyncio.ensure_future(stopped())]
+        tasks: list[asyncio.Future[Any]] = [asyncio.gather(*workers)]
+        tasks += [asyncio.ensure_future(tick()), asyncio.ensure_future(stopped())]
         try:
-            watched = [asyncio.gather(*workers), *tasks[concurrency:]]
-            done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()  # raises what a handler, a failing flush (a full disk) or a signal raised
         finally:
-            for task in tasks:
+            for task in (*workers, *tasks):  # workers each: a gathering that has failed cancels nobody
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*workers, *tasks, return_exceptions=True)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from tools.oracle.http_server import Answer, Faults, RefusedRequest
 from tools.pairs.jsonl import write_rows
 from tools.pairs.limits import Prices
 from tools.pairs.oracle import Oracle
-from tools.pairs.pool import Interrupted, RunFailed
+from tools.pairs.pool import Interrupted, RunFailed, run_pool
 
 
 def test_the_target_stops_the_run_and_a_later_one_goes_on(tmp_path):
@@ -167,3 +167,23 @@ def test_a_server_that_is_gone_stops_the_run_without_losing_work(tmp_path):
     assert len(rejected) == 50
     assert {row["reason"] for row in rejected} == {"failed_http_500", "not_attempted_requests_failed"}
     assert rectify(tmp_path, errors_of(60), answer)["rectified"] == 60
+
+
+def test_a_failing_request_ends_those_beside_it_before_the_run_returns():
+    ended = []
+
+    async def handle(item):
+        if item == 0:
+            await asyncio.sleep(0.05)
+            raise RunFailed("enough")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(item)
+
+    async def main():
+        with pytest.raises(RunFailed, match="enough"):
+            await run_pool(iter(range(9)), handle, 4, lambda: None)
+        return sorted(ended)
+
+    assert asyncio.run(main()) == [1, 2, 3]
