@@ -61,7 +61,10 @@ def add_endpoint_options(parser: argparse.ArgumentParser, concurrency: int) -> N
         "--tokens-per-minute", type=float, help="rate limit of this process, prompt and completion together"
     )
     group.add_argument(
-        "--max-failures", type=positive, default=20, help="stop when that many requests in a row are given up"
+        "--max-failures",
+        type=positive,
+        default=20,
+        help="stop when that many requests in a row are given up, or the first ones all refused",
     )
     group.add_argument(
         "--backoff-seconds", type=float, default=0.5, help="first wait between retries; doubles up to 60"
