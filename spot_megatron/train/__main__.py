@@ -20,7 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", help="name of a recipe in recipes/, or a YAML file")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value", dest="overrides")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGUSR1, _stop_at_once)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, _stop_at_once)
     try:
         return _train(options.recipe, options.overrides)
     except UserError as error:
@@ -46,8 +47,8 @@ def _train(name: str, overrides: list[str]) -> int:
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
-    """Outside the updates (train/stop.py) there is nothing to save."""
-    os.write(2, b"stopped by a signal outside the updates; run the same command to go on\n")
+    """Outside the updates (train/stop.py) there is nothing to save, and a second signal within them is in a hurry."""
+    os.write(2, b"stopped at once by a signal; run the same command to go on from the newest checkpoint\n")
     os._exit(75)
 
 

@@ -99,8 +99,21 @@ def load(checkpoint: Path, policy: Policy, shift: RewardShift, fixed: dict[str, 
     Raises:
         CheckpointError: the checkpoint belongs to a run with another recipe, or is damaged.
     """
+    state = read_state(checkpoint, fixed)
+    load_model(policy.bare, checkpoint / "model")
+    _load_optimizer(policy.optimizer, policy, checkpoint / "optimizer")
+    shift.load_state_dict(state["shift"])
+    return int(state["step"])
+
+
+def read_state(checkpoint: Path, fixed: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint's state.json.
+
+    Raises:
+        CheckpointError: it belongs to a run with another recipe, or is damaged.
+    """
     try:
-        state = json.loads((checkpoint / "state.json").read_text())
+        state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{checkpoint}/state.json cannot be read ({error}); delete this checkpoint") from None
     saved = {f"memory.{key}": value for key, value in _FIXED_MEMORY.items()} | state["recipe"]
@@ -111,10 +124,7 @@ def load(checkpoint: Path, policy: Policy, shift: RewardShift, fixed: dict[str, 
             f"{checkpoint} was written under another recipe ({changes}); "
             "choose another `output`, or set checkpoint.resume=never to set the old run aside and start anew"
         )
-    load_model(policy.bare, checkpoint / "model")
-    _load_optimizer(policy.optimizer, policy, checkpoint / "optimizer")
-    shift.load_state_dict(state["shift"])
-    return int(state["step"])
+    return state
 
 
 def _load_optimizer(optimizer: MegatronOptimizer, policy: Policy, folder: Path) -> None:

@@ -108,10 +108,13 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Job:
     transformer_config(hf, recipe, topology.device.type)  # its limits are told before the data is read
     tokenized = read_data(recipe, hf_folder, hf, topology)
     dataset = PreferencePairDataset.build(tokenized, seed=recipe.seed, max_tokens=recipe.data.max_tokens, pad_id=0)
+    sampler = training_batches(recipe, dataset, hf, topology)
+    saved = checkpoint.newest(Path(recipe.output) / "checkpoints") if recipe.checkpoint.resume == "auto" else None
+    if saved:  # another recipe's run is refused before anything of it is overwritten
+        checkpoint.read_state(saved, checkpoint.fixed_part(recipe, len(dataset), sampler.num_steps))
     folder = prepare_folder(recipe, topology)
     if topology.is_main:
         (folder / "dropped.json").write_text(json.dumps(tokenized.dropped, indent=1, ensure_ascii=False))
-    sampler = training_batches(recipe, dataset, hf, topology)
     return Job(recipe, topology, folder, hf_folder, hf, dataset, sampler, pack_multiple(recipe), heartbeat)
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 
 import torch
 import torch.distributed as dist
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SAME_REQUEST_SECONDS = (
+    1.0  # a terminal and Slurm tell a whole family of processes, and a launcher tells its child again
+)
 
 
 class StopSignal:
-    """Within it, the first such signal is remembered. A second SIGUSR1 does nothing, the others act as usual."""
+    """Within it, the first such signal and all of the next second are remembered. Later ones act as outside, but for
+    SIGUSR1, which does nothing."""
 
     def __init__(self, device: torch.device) -> None:
         self._flag = torch.zeros(1, device=device)
-        self._received = False
+        self._received_at: float | None = None
         self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def __enter__(self) -> StopSignal:
@@ -31,11 +36,15 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
-        signal.signal(number, signal.SIG_IGN if number == signal.SIGUSR1 else self._before[signal.Signals(number)])
+        now = time.monotonic()
+        if self._received_at is None:
+            self._received_at = now
+        elif number != signal.SIGUSR1 and now - self._received_at > SAME_REQUEST_SECONDS:
+            signal.signal(number, self._before[signal.Signals(number)])
+            signal.raise_signal(number)
 
     def on_any_rank(self) -> bool:
         """Whether any rank was told to stop; the same answer on every rank."""
-        self._flag.fill_(float(self._received))
+        self._flag.fill_(float(self._received_at is not None))
         dist.all_reduce(self._flag, op=dist.ReduceOp.MAX)
         return bool(self._flag.item())

@@ -102,11 +102,12 @@ def test_stopped_by_a_signal(undisturbed):
 def test_another_recipe_is_refused_and_an_old_run_set_aside(undisturbed):
     folder = undisturbed.parent
     command, run = write_run(folder, "undisturbed")
-    log = folder / "refused.txt"
+    log, recipe = folder / "refused.txt", (run / "recipe.yaml").read_text()
     assert processes.run([*command, "--set", "optim.lr=1e-4"], log) == 2
     assert "optim: was" in processes.output_of(log)
     assert "checkpoint.resume=never" in processes.output_of(log)
     assert rows(run) == rows(undisturbed)
+    assert (run / "recipe.yaml").read_text() == recipe
 
 
 def test_resumes_at_another_split(undisturbed):
