@@ -15,7 +15,7 @@ from tools.pairs.answers import judge_edit, parse_edit, rejected
 from tools.pairs.client import CallFailed, ChatClient, Completion
 from tools.pairs.grade import Grader
 from tools.pairs.journal import Fields, Journal, check_fields
-from tools.pairs.jsonl import AtomicWriter, Row, dump_line, write_text
+from tools.pairs.jsonl import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
 from tools.pairs.limits import Budget, Payment, Places, Prices
 from tools.pairs.oracle import HUMAN, Oracle
 from tools.pairs.pool import FailureStreak, Interrupted, RunFailed, progress_bar, run_pool
@@ -64,9 +64,10 @@ class Rectification:
         self._note(self.journal.append(row), row)
 
     def open_errors(self) -> Iterator[str]:
-        """Ids that may still be attempted, in the file's order."""
+        """Ids that may still be attempted, in the file's order; one of unknown end could never become a pair."""
         for identifier, progress in self.progress.items():
-            if progress.verified_at is None and len(progress.failures) < self.attempts:
+            settled = progress.verified_at is not None or len(progress.failures) >= self.attempts
+            if not settled and not _has_unknown_end(self.errors[identifier]):
                 yield identifier
 
     def _note(self, offset: int, record: Row) -> None:
@@ -239,7 +240,7 @@ class Rectification:
                     accepted.write(dump_line(_rectified_row(identifier, error, record, tried)))
                     attempts[str(record["attempt"])] += 1
                 else:
-                    reason = self._why_rejected(progress)
+                    reason = "unknown_finish" if _has_unknown_end(error) else self._why_rejected(progress)
                     reasons[reason] += 1
                     rejected.write(dump_line({**error, "id": identifier, "reason": reason, "rejected_attempts": tried}))
         summary = {
@@ -272,6 +273,10 @@ class Rectification:
         if len(progress.failures) >= self.attempts:
             return progress.failures[-1][0]
         return f"not_attempted_{self.stopped}" if self.stopped else "not_attempted"
+
+
+def _has_unknown_end(error: Row) -> bool:
+    return error.get("finish_reason", "stop") not in FINISH_REASONS
 
 
 def _rectified_row(identifier: str, error: Row, record: Row, tried: list[Row]) -> Row:

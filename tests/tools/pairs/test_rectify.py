@@ -51,12 +51,14 @@ def test_every_id_ends_in_one_file_with_its_reason(tmp_path):
         "b": an_error("b", response="refuse me"),
         "c": an_error("c"),
         "d": an_error("d", response=RIGHT + " fine"),
+        "e": an_error("e", response="fine", finish_reason="content_filter"),
     }
     summary = rectify(tmp_path, errors, answer, attempts=2)
     assert {row["id"] for row in rows(tmp_path / "rectified.jsonl")} == {"a", "d"}
     rejected = {row["id"]: row["reason"] for row in rows(tmp_path / "rejected.jsonl")}
-    assert rejected == {"b": "failed_http_400", "c": "wrong_answer"}
-    assert summary["rejected"] == {"failed_http_400": 1, "wrong_answer": 1}
+    assert rejected == {"b": "failed_http_400", "c": "wrong_answer", "e": "unknown_finish"}
+    assert summary["rejected"] == {"failed_http_400": 1, "wrong_answer": 1, "unknown_finish": 1}
+    assert summary["http_calls"] == 5  # none for what could never become a pair
 
 
 def test_a_second_run_continues_and_may_tell_the_answer(tmp_path):
