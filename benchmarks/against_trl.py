@@ -26,7 +26,7 @@ from benchmarks.tables import markdown
 
 LAYOUTS = ("shared", "separate")
 BATCH_PAIRS = 2
-# Largest difference of a step's loss: between the layouts, and to TRL for every 600 tokens of a response. TRL adds their
+# Largest difference of a step's loss: between the layouts, and to TRL for every 600 tokens of a response. TRL adds
 # log-probabilities up in float32, whose steps grow with the sum: 5e-4 at -7000 nats, 2e-3 at -18000.
 LAYOUT_TOLERANCE, TRL_TOLERANCE = 1e-5, 1e-4
 
