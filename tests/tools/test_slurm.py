@@ -116,7 +116,7 @@ def test_the_warning_before_the_first_step_ends_the_run(recipe):
         processes.wait_for(lambda: catches_usr1(process.pid), "a handler", 60, log)
         process.send_signal(signal.SIGUSR1)
         assert process.wait(60) == 75, processes.output_of(log)
-    assert "stopped by a signal outside the updates" in processes.output_of(log)
+    assert "stopped at once by a signal" in processes.output_of(log)
     assert not (recipe.parent / "run" / "metrics.jsonl").exists()
 
 
