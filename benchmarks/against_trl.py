@@ -154,7 +154,7 @@ def main() -> None:
         for case in cases_of(options):
             measured = measure_case(case, systems, options, scratch)
             differences = check_losses(case, measured)
-            size = {"response": case.response, "shared": case.shared}
+            size = {"response": case.response, "shared": case.shared, "steps": options.steps}
             report["cases"].append({**size, "loss_differences": differences, "systems": measured})
             options.output.parent.mkdir(parents=True, exist_ok=True)  # after every case: a long run may be stopped
             options.output.write_text(json.dumps(report, indent=1) + "\n")

@@ -32,8 +32,8 @@ def markdown(report: dict[str, Any]) -> str:
                 _spread(system["step_cpu_seconds"]),
                 _ratio(system, base, "step_cpu_seconds"),
                 _spread(system["step_wall_seconds"]),
-                f"{_with_reference(system, settings):.1f}",
-                f"{_with_reference(system, settings) / _with_reference(base, settings):.2f}",
+                f"{_with_reference(system, case):.1f}",
+                f"{_with_reference(system, case) / _with_reference(base, case):.2f}",
                 f"{system['train_peak_bytes'] / GIB:.2f}",
                 f"{system['train_peak_bytes'] / base['train_peak_bytes']:.2f}",
                 f"{system['run_peak_bytes'] / GIB:.2f}",
@@ -50,9 +50,9 @@ def _spread(values: dict[str, float]) -> str:
     return f"{values['median']:.1f} ({values['min']:.1f} to {values['max']:.1f})"
 
 
-def _with_reference(system: dict[str, Any], settings: dict[str, Any]) -> float:
+def _with_reference(system: dict[str, Any], case: dict[str, Any]) -> float:
     """CPU-seconds of a step with its part of the reference pass, which runs once over all pairs of the run."""
-    share = system["reference_cpu_seconds"]["median"] / settings["steps"]
+    share = system["reference_cpu_seconds"]["median"] / case["steps"]
     return float(system["step_cpu_seconds"]["median"] + share)
 
 

@@ -104,8 +104,14 @@ def test_summary_leaves_the_first_step_out_and_the_table_has_its_ratios():
     systems = {"shared": against_trl.summary(ours), "TRL 0.20.0": against_trl.summary(theirs)}
     assert systems["shared"]["step_cpu_seconds"] == {"median": 2.0, "min": 1.0, "max": 3.0, "count": 3}
     assert systems["shared"]["reference_cpu_seconds"]["median"] == 1.0
-    case = {"response": 600, "shared": 0.7, "loss_differences": dict.fromkeys(systems, 0.0), "systems": systems}
-    settings = {"batch_pairs": 2, "pairs_per_microbatch": 1, "steps": 2}
+    case = {
+        "response": 600,
+        "shared": 0.7,
+        "steps": 2,
+        "loss_differences": dict.fromkeys(systems, 0.0),
+        "systems": systems,
+    }
+    settings = {"batch_pairs": 2, "pairs_per_microbatch": 1}
     text = markdown({"trl": "0.20.0", "settings": settings, "machine": "a machine", "cases": [case]})
     row = next(line for line in text.splitlines() if "| shared | 2.0" in line)
     assert "| 2.0 (1.0 to 3.0) | 0.50 |" in row
