@@ -3,7 +3,7 @@
     python -m benchmarks.attention [--model 8b] [--output benchmarks/results/attention_<gpu>.json]
 
 Forward and backward of one layer over a pack of pairs, bf16. FLOP/s count what the mask lets through. The fastest one
-belongs first in PREFERRED of spot_megatron/model/attention_kernels.py, or in a recipe as model.attention.
+belongs first in PREFERRED of spot_megatron/model/attention/cuda.py, or in a recipe as model.attention.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 
 from benchmarks.gpu import MODELS, installed, random_dataset
 from benchmarks.measure import ROOT
-from spot_megatron.data.layout import attention_cost
-from spot_megatron.model.attention import PairAttention, pair_seq_params
-from spot_megatron.model.attention_kernels import NEEDS, PREFERRED, is_available
+from spot_megatron.data.pack import attention_cost
+from spot_megatron.model.attention.cuda import NEEDS, PREFERRED, is_available
+from spot_megatron.model.attention.pair import PairAttention, pair_seq_params
 
 
 def kernel_attention(kernel: str, head_dim: int) -> PairAttention:

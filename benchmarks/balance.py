@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.measure import ROOT
 from spot_megatron.data.costs import cost_model
-from spot_megatron.data.layout import attention_cost, scored_rows
+from spot_megatron.data.pack import attention_cost, scored_rows
 from spot_megatron.data.records import TokenPair
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.plan.model_shapes import PUBLISHED

@@ -27,11 +27,11 @@ import torch
 from benchmarks.cases import Case, make_pairs
 from benchmarks.measure import ROOT
 from spot_megatron.data.dataset import PreferencePairDataset
-from spot_megatron.data.layout import attention_cost, scored_rows
-from spot_megatron.data.packing import pack_multiple
+from spot_megatron.data.pack import attention_cost, scored_rows
 from spot_megatron.data.records import TokenPair
 from spot_megatron.data.template import TokenizedPairs
 from spot_megatron.errors import RecipeError, UserError
+from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import build_model
 from spot_megatron.objective.shift import RewardShift
@@ -40,9 +40,9 @@ from spot_megatron.plan.model_shapes import PUBLISHED
 from spot_megatron.recipe import Recipe, load_recipe
 from spot_megatron.train.batches import one_pass, training_batches
 from spot_megatron.train.optim import make_trainable
+from spot_megatron.train.packing import pack_multiple
 from spot_megatron.train.reference import reference_sums
 from spot_megatron.train.step import ObjectiveLoss, forward_backward, reduce_sums
-from spot_megatron.weights.hf_config import HFModelConfig
 
 # Dense bf16 TFLOP/s of NVIDIA's data sheets, by what the driver's name of the device contains.
 PEAK_TFLOPS = {"H100": 989.5, "H800": 989.5, "H200": 989.5, "A100": 312.0, "A800": 312.0, "B200": 2250.0}

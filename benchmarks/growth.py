@@ -22,9 +22,9 @@ from benchmarks.cases import Case, make_pairs, write_model, write_pairs
 from benchmarks.measure import ROOT, run_worker
 from benchmarks.tables import GIB
 from spot_megatron.data.costs import cost_model
-from spot_megatron.data.layout import attention_cost, scored_rows
+from spot_megatron.data.pack import attention_cost, scored_rows
 from spot_megatron.data.records import TokenPair
-from spot_megatron.weights.hf_config import read_hf_config
+from spot_megatron.hf.config import read_hf_config
 
 
 def measure(response: int, shared: float, steps: int, scratch: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from spot_megatron.quiet import hide_known_warnings
 
 hide_known_warnings()
 
+from spot_megatron.hf.folder import HFFolder  # noqa: E402
 from spot_megatron.model.config import transformer_config  # noqa: E402
 from spot_megatron.model.gpt import build_model  # noqa: E402
 from spot_megatron.objective.shift import RewardShift  # noqa: E402
@@ -23,7 +24,6 @@ from spot_megatron.train.heartbeat import Heartbeat  # noqa: E402
 from spot_megatron.train.loop import reference_pass, set_up  # noqa: E402
 from spot_megatron.train.optim import make_trainable  # noqa: E402
 from spot_megatron.train.step import ObjectiveLoss, forward_backward, reduce_sums  # noqa: E402
-from spot_megatron.weights.hf_files import HFFolder  # noqa: E402
 from spot_megatron.weights.load import load_hf  # noqa: E402
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from spot_megatron.data.records import TokenPair
+from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import PairGPT, build_model
 from spot_megatron.parallel.groups import Topology, parallel_groups
 from spot_megatron.recipe import Recipe
-from spot_megatron.weights.hf_config import HFModelConfig
 
 SHAPE = HFModelConfig(
     family="qwen3",

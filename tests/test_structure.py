@@ -12,39 +12,24 @@ import pytest
 from spot_megatron.recipe import RECIPE_FOLDER, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "spot_megatron"
 
-# A module may import from rooms above its own, never from one below.
-ORDER = [
-    ["errors", "quiet"],
-    ["recipe"],
-    ["data", "objective", "weights", "report"],
-    ["parallel", "model"],
-    [
-        "weights/load",
-        "weights/export",
-        "weights/placement",
-        "weights/megatron_files",
-        "weights/compare_logits",
-        "train",
-        "plan",
-    ],
+# The floors of DESIGN, from the ground up: a module imports from its own floor or those below it.
+FLOORS = [
+    ["errors", "quiet", "files"],
+    ["recipe", "hf", "objective", "report"],
+    ["data", "parallel"],
+    ["model"],
+    ["weights"],
+    ["train"],
+    ["plan"],
 ]
-MEGATRON_ROOMS = (
-    "data/dataset",
-    "parallel/",
-    "model/",
-    "weights/load",
-    "weights/export",
-    "weights/placement",
-    "weights/megatron_files",
-    "train/",
-    "plan/dryrun",
-)
+MEGATRON = ("data/dataset", "parallel/", "model/", "weights/", "train/", "plan/dryrun")
 LONGEST_FILE = 350
 
 
 def modules() -> list[str]:
-    return sorted(str(path.relative_to(ROOT / "spot_megatron"))[:-3] for path in (ROOT / "spot_megatron").rglob("*.py"))
+    return sorted(str(path.relative_to(SOURCE))[:-3] for path in SOURCE.rglob("*.py"))
 
 
 def imports(path: Path) -> set[str]:
@@ -57,27 +42,44 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def level(module: str) -> int:
-    """The room of a module: the longest prefix that ORDER names."""
-    found = [(len(name), depth) for depth, row in enumerate(ORDER) for name in row if (module + "/").startswith(name)]
-    assert found, f"spot_megatron/{module}.py has no place in the order of imports"
-    return max(found)[1]
+def room(module: str) -> str:
+    """The folder of a module, or the module itself on the ground floor."""
+    return module.split("/")[0]
+
+
+def floor(module: str) -> int:
+    found = [level for level, rooms in enumerate(FLOORS) if room(module) in rooms]
+    assert found, f"spot_megatron/{module}.py belongs to none of FLOORS"
+    return found[0]
+
+
+def targets(module: str) -> set[str]:
+    """The modules of this package that a module imports."""
+    names = {name.removeprefix("spot_megatron.").replace(".", "/") for name in imports(SOURCE / f"{module}.py")}
+    return {name for name in names if (SOURCE / f"{name}.py").exists() or (SOURCE / name / "__init__.py").exists()}
 
 
 @pytest.mark.parametrize("module", [m for m in modules() if m != "__init__"])
-def test_imports_go_one_way(module):
-    for name in imports(ROOT / "spot_megatron" / f"{module}.py"):
-        assert not name.startswith("tools"), f"{module} imports {name}"
-        target = name.removeprefix("spot_megatron.").replace(".", "/")
-        if name.startswith("spot_megatron.") and ((ROOT / "spot_megatron" / f"{target}.py").exists()):
-            assert level(target) <= level(module), f"{module} imports {name}, which is below it"
+def test_imports_go_down_only(module):
+    assert not {name for name in imports(SOURCE / f"{module}.py") if name.split(".")[0] == "tools"}
+    for target in targets(module):
+        assert floor(target) <= floor(module), f"{module} imports {target}, which is on a higher floor"
+
+
+def test_no_circle_between_folders():
+    arrows = {(room(m), room(t)) for m in modules() if m != "__init__" for t in targets(m) if room(m) != room(t)}
+    rooms = {name for arrow in arrows for name in arrow}
+    while rooms:
+        leaves = {name for name in rooms if not any(a == name and b in rooms for a, b in arrows)}
+        assert leaves, f"these folders import each other in a circle: {sorted(rooms)}"
+        rooms -= leaves
 
 
 @pytest.mark.parametrize("module", modules())
 def test_megatron_stays_at_the_edge(module):
-    roots = {name.split(".")[0] for name in imports(ROOT / "spot_megatron" / f"{module}.py")}
+    roots = {name.split(".")[0] for name in imports(SOURCE / f"{module}.py")}
     if roots & {"megatron", "transformer_engine"}:
-        assert module.startswith(MEGATRON_ROOMS), f"{module} imports Megatron"
+        assert module.startswith(MEGATRON), f"{module} imports Megatron"
 
 
 def test_the_data_half_needs_no_torch():

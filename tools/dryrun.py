@@ -23,6 +23,7 @@ import numpy as np
 from spot_megatron.data.costs import cost_model
 from spot_megatron.data.template import check_vocabulary
 from spot_megatron.errors import RecipeError, UserError
+from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.plan.estimate import Estimate, Planner, make_planner
 from spot_megatron.plan.hardware import GIB, find_gpu
 from spot_megatron.plan.memory import checkpoint_bytes, stage_memory
@@ -30,7 +31,6 @@ from spot_megatron.plan.search import cheapest_fits
 from spot_megatron.plan.workload import ROWS, SCORED
 from spot_megatron.quiet import hide_known_warnings
 from spot_megatron.recipe import Recipe, load_recipe
-from spot_megatron.weights.hf_config import HFModelConfig
 
 SIZES = ("tensor", "context", "pipeline", "virtual_pipeline", "expert", "expert_tensor")
 STAGE_KEYS = ("stage", "layers", "ranks", "parameters")  # of a stage's facts; the others are memory

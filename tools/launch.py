@@ -181,7 +181,7 @@ def evaluate(recipe: Recipe) -> None:
     """
     from transformers.utils import logging as transformers_logging
 
-    from spot_megatron.weights.hub import resolve_model
+    from spot_megatron.hf.hub import resolve_model
     from tools.eval.accuracy import evaluate as accuracy_of
     from tools.eval.accuracy import table
     from tools.eval.sample import Decoding

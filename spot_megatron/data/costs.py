@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from spot_megatron.weights.hf_config import HFModelConfig
+from spot_megatron.hf.config import HFModelConfig
 
 # Attention kernels do less per second than matrix products, and in backward 5 products for forward's 2. Measured on
 # CPU (benchmarks/README.md, growth): 105 and 92 GFLOP/s of attention against 145 of a matrix product.

@@ -9,7 +9,7 @@ from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.datasets.utils import Split
 
 from spot_megatron.data.costs import CostModel
-from spot_megatron.data.layout import Layout, Pack, attention_cost, build_pack, packed_tokens, scored_rows
+from spot_megatron.data.pack import Layout, Pack, attention_cost, build_pack, packed_tokens, scored_rows
 from spot_megatron.data.records import TokenPair
 from spot_megatron.data.template import TokenizedPairs
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from spot_megatron.errors import RecipeError
-from spot_megatron.model.attention_kernels import pick_kernel
+from spot_megatron.hf.config import HFModelConfig
+from spot_megatron.model.attention.cuda import pick_kernel
+from spot_megatron.parallel.split import check_parallel, layers_of_stage
 from spot_megatron.recipe import Memory, Parallel, Precision, Recipe
-from spot_megatron.weights.hf_config import HFModelConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-VOCAB_MULTIPLE = 16  # rows of each rank's head: tensor cores want a multiple of 16
 
 
 @dataclass
@@ -25,13 +24,7 @@ class PairConfig(TransformerConfig):
     """Megatron's configuration, and what this project adds to it."""
 
     recompute_above_tokens: int | None = None  # packs of more rows are recomputed in full, all others not at all
-    attention_kernel: str = "auto"  # of model/attention_kernels.py, on CUDA
-
-
-def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
-    """Rows of the embedding over all tensor ranks, padding included."""
-    multiple = VOCAB_MULTIPLE * tensor_parallel
-    return math.ceil(vocab_size / multiple) * multiple
+    attention_kernel: str = "auto"  # of model/attention/cuda.py, on CUDA
 
 
 def transformer_config(hf: HFModelConfig, recipe: Recipe, device: str) -> PairConfig:
@@ -94,51 +87,6 @@ def transformer_config(hf: HFModelConfig, recipe: Recipe, device: str) -> PairCo
     return PairConfig(**options)
 
 
-def check_parallel(hf: HFModelConfig, parallel: Parallel) -> None:
-    """Raises RecipeError where a parallel size does not divide what it splits."""
-    head_ranks = parallel.tensor * parallel.context  # context parallelism trades rows for heads around the attention
-    counts = {"attention heads": hf.num_heads, "key-value heads": hf.num_groups}
-    for part, count in counts.items():
-        if count % head_ranks:
-            fitting = [n for n in range(1, hf.num_groups + 1) if all(c % n == 0 for c in counts.values())]
-            raise RecipeError(
-                f"parallel.tensor={parallel.tensor} x parallel.context={parallel.context} does not divide the model's "
-                f"{count} {part}; their product may be one of {fitting}"
-            )
-    if hf.dense_layers:
-        _check_divides("parallel.tensor", parallel.tensor, {"intermediate_size": hf.intermediate_size})
-    _check_experts(hf, parallel)
-    stages = parallel.pipeline * (parallel.virtual_pipeline or 1)
-    if hf.num_layers < stages:
-        raise RecipeError(f"parallel.pipeline: {hf.num_layers} layers cannot fill {stages} stages")
-    if parallel.virtual_pipeline and hf.num_layers % stages:
-        raise RecipeError(
-            f"parallel.virtual_pipeline: {hf.num_layers} layers do not split evenly over "
-            f"{parallel.pipeline} x {parallel.virtual_pipeline} virtual stages"
-        )
-
-
-def _check_experts(hf: HFModelConfig, parallel: Parallel) -> None:
-    if not hf.moe_layers:
-        if parallel.expert > 1 or parallel.expert_tensor > 1:
-            raise RecipeError("parallel.expert and parallel.expert_tensor: this model has no experts; leave both at 1")
-        return
-    _check_divides("parallel.expert", parallel.expert, {"experts": hf.num_experts})
-    _check_divides("parallel.expert_tensor", parallel.expert_tensor, {"moe_intermediate_size": hf.expert_ffn_size})
-    if parallel.tensor > 1 and not parallel.sequence:
-        raise RecipeError(
-            f"parallel.tensor={parallel.tensor} with experts needs parallel.sequence=true: "
-            "Megatron-Core dispatches each tensor rank's own part of the sequence"
-        )
-
-
-def _check_divides(key: str, size: int, parts: dict[str, int]) -> None:
-    """Raises RecipeError unless `size` divides every count of `parts`."""
-    for part, count in parts.items():
-        if count % size:
-            raise RecipeError(f"{key}={size} does not divide the model's {count} {part}")
-
-
 def check_fp8(precision: Precision, device: str) -> None:
     """Without Transformer Engine, Megatron-Core trains an FP8 configuration in bf16 and says nothing; this raises."""
     if precision.fp8 == "none":
@@ -174,14 +122,8 @@ def has_transformer_engine() -> bool:
 
 
 def _stages(num_layers: int, parallel: Parallel) -> dict[str, int]:
-    """Layers that do not divide evenly: the last stage, which also holds the LM head, gets fewer."""
-    if num_layers % parallel.pipeline == 0:
-        return {}
-    most = math.ceil(num_layers / parallel.pipeline)
-    last = num_layers - most * (parallel.pipeline - 1)
-    if last < 1:
-        raise RecipeError(f"parallel.pipeline={parallel.pipeline} leaves stages of the {num_layers} layers empty")
-    return {"num_layers_in_last_pipeline_stage": last}
+    layers = layers_of_stage(num_layers, parallel.pipeline)
+    return {} if layers[0] == layers[-1] else {"num_layers_in_last_pipeline_stage": layers[-1]}
 
 
 def _experts(hf: HFModelConfig, parallel: Parallel, cuda: bool) -> dict[str, Any]:

@@ -18,13 +18,14 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
-from spot_megatron.model.attention import PairAttention, PairSeqParams
-from spot_megatron.model.config import has_transformer_engine, padded_vocab_size
+from spot_megatron.hf.config import HFModelConfig
+from spot_megatron.model.attention.pair import PairAttention, PairSeqParams
+from spot_megatron.model.config import has_transformer_engine
 from spot_megatron.model.embedding import embed
 from spot_megatron.model.logprob import linear_logprob
 from spot_megatron.model.norm import RMSNorm
+from spot_megatron.parallel.split import padded_vocab_size
 from spot_megatron.parallel.versions import mark_split_weights
-from spot_megatron.weights.hf_config import HFModelConfig
 
 
 class PairGPT(GPTModel):

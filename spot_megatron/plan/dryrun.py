@@ -26,18 +26,18 @@ from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from spot_megatron.errors import WeightError
+from spot_megatron.hf.config import HFModelConfig, read_hf_config
+from spot_megatron.hf.folder import HFFolder
+from spot_megatron.hf.index import HFIndex, check_folder
+from spot_megatron.hf.names import hf_shapes, resolve, rows_for
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import PairGPT, build_model
 from spot_megatron.parallel.cpu import redirect_cuda
 from spot_megatron.plan.model_shapes import model_shape
 from spot_megatron.recipe import Memory, Model, Parallel, Precision, Recipe
-from spot_megatron.weights.hf_config import HFModelConfig, read_hf_config
-from spot_megatron.weights.hf_files import HFFolder
-from spot_megatron.weights.hf_index import HFIndex, check_folder
-from spot_megatron.weights.layout import merge
 from spot_megatron.weights.load import read_parts
-from spot_megatron.weights.names import hf_shapes, resolve, rows_for
 from spot_megatron.weights.placement import Placement, layer_offset
+from spot_megatron.weights.shards import merge
 
 # Tensors that the safetensors files of each hub repository hold, in parameters; a tied lm_head not counted again.
 PUBLISHED_PARAMETERS = {

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import RecipeError
+from spot_megatron.parallel.split import Split, check_split
 from spot_megatron.plan import time
 from spot_megatron.plan.hardware import GPUS_PER_NODE, THIS_PROJECT, Gpu, Software
 from spot_megatron.plan.job import Job
 from spot_megatron.plan.memory import RankMemory, checkpoint_bytes, rank_memory
 from spot_megatron.plan.model_shapes import ModelShape, model_shape
-from spot_megatron.plan.split import Split, check_split
 from spot_megatron.plan.time import StepTime
 from spot_megatron.plan.workload import Assumptions, Load, Workload, assumed_pairs, pairs_of_files, plan_steps
 from spot_megatron.recipe import Recipe
@@ -139,7 +139,7 @@ class Planner:
                 f"precision.fp8={recipe.precision.fp8}: {self.gpu.name} has no FP8; set precision.fp8=none"
             )
         split = Split(recipe.parallel, num_gpus, GPUS_PER_NODE)
-        check_split(self.shape, split)
+        check_split(self.shape.as_hf(), split)
         return Job(self.shape, split, recipe.precision, recipe.memory, self.gpu, self.software)
 
     def _load(self, recipe: Recipe, split: Split) -> Load:

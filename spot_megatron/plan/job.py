@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spot_megatron.parallel.split import Split
 from spot_megatron.plan.hardware import THIS_PROJECT, Gpu, Link, Software, link
 from spot_megatron.plan.model_shapes import ModelShape
-from spot_megatron.plan.split import Split
 from spot_megatron.recipe import Memory, Precision
 
 HBM_SHARE = 0.8  # of the data sheet's bandwidth, by element-wise kernels

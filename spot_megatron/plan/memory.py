@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+from spot_megatron.parallel.split import Split, padded_vocab_size
 from spot_megatron.plan.hardware import GIB, WORKSPACE_GIB, Gpu
 from spot_megatron.plan.job import Job
 from spot_megatron.plan.model_shapes import ModelShape
-from spot_megatron.plan.split import Split, vocab_of_rank
 from spot_megatron.recipe import Memory, Precision
 
 
@@ -113,7 +113,7 @@ def parameters_of_rank(shape: ModelShape, split: Split, stage: int) -> tuple[flo
     moe_layers = layers * shape.num_moe_layers / shape.num_layers
     dense = layers * (shape.attention_weights / p.tensor + shape.small_weights)
     dense += (layers - moe_layers) * shape.mlp_weights / p.tensor + moe_layers * shape.router_weights
-    embedding = vocab_of_rank(shape.vocab, p.tensor) * shape.hidden
+    embedding = padded_vocab_size(shape.vocab, p.tensor) // p.tensor * shape.hidden
     first, last = stage == 0, stage == p.pipeline - 1
     dense += embedding * ((first or last) if shape.tied else first + last) + shape.hidden * last
     experts = moe_layers * shape.num_experts * shape.one_expert_weights / (p.expert * p.expert_tensor)
@@ -199,7 +199,7 @@ def head_buffers(gpu: Gpu) -> tuple[float, float]:
 def head_bytes(job: Job, rows: float) -> float:
     """The LM head's buffers at the start of backward, if every row is scored."""
     element, hidden = job.element_bytes, job.shape.hidden
-    vocab = vocab_of_rank(job.shape.vocab, job.split.parallel.tensor)
+    vocab = padded_vocab_size(job.shape.vocab, job.split.parallel.tensor) // job.split.parallel.tensor
     gathered = rows * hidden * (3 * element + 4)  # whole rows on every tensor rank, scored ones, scaled ones, gradient
     if not job.software.tiled_head:
         return gathered + rows * vocab * (2 + 4)  # bf16 logits and their fp32 copy, which becomes the gradient

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spot_megatron.errors import RecipeError
-from spot_megatron.weights.hf_config import HFModelConfig, read_hf_config
+from spot_megatron.hf.config import HFModelConfig, read_hf_config
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from spot_megatron.data.costs import ATTENTION_FORWARD, FORWARD
-from spot_megatron.data.packing import recomputed_above
 from spot_megatron.plan.costs import (
     attention_seconds,
     elementwise_bytes,
@@ -25,6 +24,7 @@ from spot_megatron.plan.job import Job
 from spot_megatron.plan.memory import bytes_per_parameter, parameters_of_rank
 from spot_megatron.plan.model_shapes import ModelShape
 from spot_megatron.plan.workload import PRODUCTS, ROWS, SCORED, Load
+from spot_megatron.train.packing import recomputed_above
 
 BUCKETS_EXPOSED = 0.1  # of the gradients' reduction: the last buckets have no backward left to hide behind (assumed)
 INTERLEAVED_P2P_EXPOSED = 0.2  # overlap_p2p_comm hides most of it (assumed)

@@ -1,7 +1,7 @@
 """What a run computes: its pairs, and the packs that the training's own sampler makes of them.
 
 Pairs come from the recipe's file, or are drawn from stated assumptions. Either way they are TokenPairs, and
-data/layout.py and data/sampler.py say how many rows they take and how they are dealt.
+data/pack.py and data/sampler.py say how many rows they take and how they are dealt.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from spot_megatron.data.costs import cost_model
-from spot_megatron.data.layout import Layout, attention_cost, segments
-from spot_megatron.data.packing import pack_multiple, recomputed_above, shared_tokens
+from spot_megatron.data.pack import Layout, attention_cost, segments
 from spot_megatron.data.records import Pair, TokenPair, read_pairs
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.errors import PairError, RecipeError
+from spot_megatron.parallel.split import Split
 from spot_megatron.plan.model_shapes import ModelShape
-from spot_megatron.plan.split import Split
 from spot_megatron.recipe import Recipe
+from spot_megatron.train.packing import pack_multiple, recomputed_above, shared_tokens
 
 CHARS_PER_TOKEN = 3.0  # English mathematics under a 150k vocabulary, roughly; used only without the model's tokenizer
 LAYOUTS: tuple[Layout, Layout] = ("shared", "separate")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from spot_megatron.data import packing
 from spot_megatron.data.costs import cost_model
 from spot_megatron.data.dataset import PreferencePairDataset
 from spot_megatron.data.sampler import BatchSampler
+from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
-from spot_megatron.weights.hf_config import HFModelConfig
+from spot_megatron.train import packing
 
 
 def training_batches(

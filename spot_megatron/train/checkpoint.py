@@ -24,12 +24,12 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from spot_megatron.errors import CheckpointError
+from spot_megatron.hf.side_files import save_side_files
 from spot_megatron.objective.shift import RewardShift
 from spot_megatron.parallel.versions import offsets_without_padding, own_step_counters, ready_to_load
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.optim import Policy
-from spot_megatron.weights.megatron_files import load_model, model_state, save_model
-from spot_megatron.weights.side_files import save_side_files
+from spot_megatron.weights.checkpoint import load_model, model_state, save_model
 
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 

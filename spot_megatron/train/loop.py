@@ -17,11 +17,13 @@ import torch
 import torch.distributed as dist
 
 from spot_megatron.data.dataset import PreferencePairDataset
-from spot_megatron.data.packing import pack_multiple
 from spot_megatron.data.records import TokenPair, read_pairs
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.data.template import TokenizedPairs, check_vocabulary, load_tokenizer, tokenize_pairs
 from spot_megatron.errors import CheckpointError, PairError, RecipeError
+from spot_megatron.hf.config import HFModelConfig, read_hf_config
+from spot_megatron.hf.folder import HFFolder
+from spot_megatron.hf.hub import resolve_model
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import build_model
 from spot_megatron.objective.losses import VALUE_AT_REFERENCE
@@ -34,13 +36,11 @@ from spot_megatron.train.batches import one_pass, training_batches
 from spot_megatron.train.heartbeat import Heartbeat
 from spot_megatron.train.metrics import MetricsLog
 from spot_megatron.train.optim import Policy, learning_rate, make_trainable
+from spot_megatron.train.packing import pack_multiple
 from spot_megatron.train.reference import computed_by, reference_key, reference_logps, write_reference
 from spot_megatron.train.step import ObjectiveLoss, StepSums, forward_backward, reduce_sums
 from spot_megatron.train.stop import StopSignal
 from spot_megatron.weights.export import export_hf
-from spot_megatron.weights.hf_config import HFModelConfig, read_hf_config
-from spot_megatron.weights.hf_files import HFFolder
-from spot_megatron.weights.hub import resolve_model
 from spot_megatron.weights.load import load_hf
 
 STOPPED = 75  # exit code: saved after a signal; the same command goes on

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spot_megatron.data.dataset import PreferencePairDataset
-from spot_megatron.data.layout import Pack
+from spot_megatron.data.pack import Pack
 from spot_megatron.errors import CheckpointError
-from spot_megatron.model.attention_kernels import pick_kernel
+from spot_megatron.model.attention.cuda import pick_kernel
 from spot_megatron.model.config import DTYPES
 from spot_megatron.model.gpt import PairGPT
 from spot_megatron.parallel.device import to_device

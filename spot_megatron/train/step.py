@@ -24,8 +24,8 @@ from megatron.core import tensor_parallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from spot_megatron.data.layout import Pack
-from spot_megatron.model.attention import PairSeqParams, own_rows, pair_seq_params
+from spot_megatron.data.pack import Pack
+from spot_megatron.model.attention.pair import PairSeqParams, own_rows, pair_seq_params
 from spot_megatron.objective.losses import pair_losses, pair_rewards
 from spot_megatron.objective.reward import score_pairs, segment_sums
 from spot_megatron.objective.shift import RewardShift

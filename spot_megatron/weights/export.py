@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from spot_megatron.model.gpt import PairGPT
-from spot_megatron.weights.hf_config import HFModelConfig
-from spot_megatron.weights.hf_files import DTYPES
-from spot_megatron.weights.hf_index import HFIndex
-from spot_megatron.weights.hf_output import (
+from spot_megatron.hf.config import HFModelConfig
+from spot_megatron.hf.folder import DTYPES
+from spot_megatron.hf.index import HFIndex
+from spot_megatron.hf.names import Layout, Row, hf_shapes, resolve, rows_for
+from spot_megatron.hf.output import (
     ShardWriter,
     add_older_keys,
     copy_other_files,
@@ -24,9 +24,9 @@ from spot_megatron.weights.hf_output import (
     refuse_destination,
     start_partial,
 )
-from spot_megatron.weights.layout import split, tp_join, trim_vocab
-from spot_megatron.weights.names import Layout, Row, hf_shapes, resolve, rows_for
+from spot_megatron.model.gpt import PairGPT
 from spot_megatron.weights.placement import Part, Placement, layer_offset
+from spot_megatron.weights.shards import split, tp_join, trim_vocab
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from spot_megatron.hf.config import HFModelConfig
+from spot_megatron.hf.folder import HFFolder
+from spot_megatron.hf.index import check_folder
+from spot_megatron.hf.names import Layout, Row, resolve, rows_for
 from spot_megatron.model.gpt import PairGPT
-from spot_megatron.weights.hf_config import HFModelConfig
-from spot_megatron.weights.hf_files import HFFolder
-from spot_megatron.weights.hf_index import check_folder
-from spot_megatron.weights.layout import merge, pad_vocab, tp_index
-from spot_megatron.weights.names import Layout, Row, resolve, rows_for
 from spot_megatron.weights.placement import Placement, layer_offset
+from spot_megatron.weights.shards import merge, pad_vocab, tp_index
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 
+from spot_megatron.hf.names import Row
 from spot_megatron.model.gpt import PairGPT
-from spot_megatron.weights.names import Row
 
 
 @dataclass(frozen=True)

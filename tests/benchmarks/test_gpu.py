@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import attention, gpu
-from spot_megatron.data.layout import attention_cost, scored_rows
-from spot_megatron.model.attention import pair_seq_params
+from spot_megatron.data.pack import attention_cost, scored_rows
+from spot_megatron.model.attention.pair import pair_seq_params
 from tests.support import SHAPE, make_recipe, one_process
 
 

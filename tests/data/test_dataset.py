@@ -12,11 +12,11 @@ from torch.utils.data import default_collate
 
 from spot_megatron.data.costs import CostModel, cost_model
 from spot_megatron.data.dataset import PreferencePairDataset
-from spot_megatron.data.layout import attention_cost, build_pack, packed_tokens, scored_rows
+from spot_megatron.data.pack import attention_cost, build_pack, packed_tokens, scored_rows
 from spot_megatron.data.records import TokenPair
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.data.template import TokenizedPairs
-from spot_megatron.weights.hf_config import HFModelConfig
+from spot_megatron.hf.config import HFModelConfig
 from tests.data.pairs import token_pair, token_pairs
 
 PAIRS = [

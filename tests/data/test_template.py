@@ -194,7 +194,7 @@ def test_a_folder_without_a_whole_tokenizer(tmp_path: Path, content: str | None)
 
 def test_reading_pairs_imports_neither_torch_nor_megatron() -> None:
     program = (
-        "import sys, spot_megatron.data.template, spot_megatron.data.layout, spot_megatron.data.sampler\n"
+        "import sys, spot_megatron.data.template, spot_megatron.data.pack, spot_megatron.data.sampler\n"
         "sys.exit(bool({'torch', 'transformers', 'megatron'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from benchmarks.attention import kernel_attention
-from spot_megatron.data.layout import build_pack
-from spot_megatron.model.attention import pair_seq_params
-from spot_megatron.model.attention_kernels import NEEDS, PREFERRED, is_available
+from spot_megatron.data.pack import build_pack
+from spot_megatron.model.attention.cuda import NEEDS, PREFERRED, is_available
+from spot_megatron.model.attention.pair import pair_seq_params
 from spot_megatron.model.config import has_transformer_engine
 from spot_megatron.model.logprob import linear_logprob
 from spot_megatron.objective.losses import pair_losses
 from spot_megatron.objective.reward import score_pairs
 from spot_megatron.parallel.device import to_device
 from spot_megatron.train.__main__ import main
-from spot_megatron.weights.compare_logits import compare_logits
 from tests.support import SHAPE, make_recipe, random_pairs, save_random_hf, write_token_pairs
+from tools.convert.compare_logits import compare_logits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 needs_engine = pytest.mark.skipif(not has_transformer_engine(), reason="needs Transformer Engine")

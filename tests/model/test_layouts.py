@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spot_megatron.data.layout import build_pack
+from spot_megatron.data.pack import build_pack
 from spot_megatron.model import gpt
 from spot_megatron.model.logprob import HeadMemory
 from spot_megatron.train.step import microbatch

@@ -11,13 +11,13 @@ import pytest
 from megatron.core.parallel_state import RankGenerator
 
 from spot_megatron.errors import RecipeError, WeightError
+from spot_megatron.hf.names import Layout, rows_for
+from spot_megatron.parallel.split import Split
 from spot_megatron.plan import dryrun
 from spot_megatron.plan.dryrun import PUBLISHED_PARAMETERS, Holdings, dry_run, hf_config, places
 from spot_megatron.plan.memory import checkpoint_bytes, parameters_of_rank
 from spot_megatron.plan.model_shapes import PUBLISHED, ModelShape, model_shape
-from spot_megatron.plan.split import Split
 from spot_megatron.recipe import RECIPE_FOLDER, Parallel, load_recipe
-from spot_megatron.weights.names import Layout, rows_for
 from tests.processes import output_of, run
 from tests.support import SHAPE, make_recipe, save_random_hf
 from tools import dryrun as tool

@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spot_megatron.data.layout import build_pack
+from spot_megatron.data.pack import build_pack
 from spot_megatron.model import config, logprob
-from spot_megatron.model.attention import PairAttention
-from spot_megatron.plan import memory, split
+from spot_megatron.model.attention.pair import PairAttention
+from spot_megatron.parallel.split import Split, padded_vocab_size
+from spot_megatron.plan import memory
 from spot_megatron.plan.hardware import THIS_PROJECT, find_gpu
 from spot_megatron.plan.job import Job
 from spot_megatron.plan.memory import layer_bytes, parameters_of_rank, rank_memory, stage_memory
 from spot_megatron.plan.model_shapes import PUBLISHED, ModelShape, model_shape
-from spot_megatron.plan.split import Split
 from spot_megatron.recipe import Memory, Parallel, Precision
 from spot_megatron.train.optim import make_trainable
 from spot_megatron.train.step import microbatch
@@ -48,9 +48,6 @@ def test_constants_are_the_codes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     head = logprob.head_memory(torch.device("cuda"))
     assert memory.head_buffers(H800) == pytest.approx((head.tile_elements, head.kept_bytes))
-    assert split.VOCAB_MULTIPLE == config.VOCAB_MULTIPLE
-    for vocab, tensor in ((151_936, 1), (151_936, 8), (371, 2), (101, 4)):
-        assert split.vocab_of_rank(vocab, tensor) * tensor == config.padded_vocab_size(vocab, tensor)
 
 
 def test_software_is_this_project(tmp_path):
@@ -93,7 +90,7 @@ def test_parameters_of_ranks_add_up(parallel):
         total = 0.0
         for stage in range(sizes.pipeline):
             total += sizes.tensor * parameters_of_rank(shape, Split(sizes, 8), stage)[0]
-        padded = split.vocab_of_rank(shape.vocab, sizes.tensor) * sizes.tensor - shape.vocab
+        padded = padded_vocab_size(shape.vocab, sizes.tensor) - shape.vocab
         copies = 1 if shape.tied and sizes.pipeline == 1 else 2
         extra = (sizes.tensor - 1) * (shape.num_layers * shape.small_weights + shape.hidden)
         extra += (copies - (1 if shape.tied else 2)) * shape.embedding_weights + copies * padded * shape.hidden

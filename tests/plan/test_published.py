@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from spot_megatron.parallel.split import Split
 from spot_megatron.plan.hardware import GIB, Software, find_gpu
 from spot_megatron.plan.job import Job
 from spot_megatron.plan.memory import bytes_per_parameter, layer_bytes, parameters_of_rank, rank_memory, stage_memory
 from spot_megatron.plan.model_shapes import PUBLISHED
-from spot_megatron.plan.split import Split
 from spot_megatron.plan.time import step_time
 from spot_megatron.plan.workload import Load
 from spot_megatron.recipe import Memory, Parallel, Precision

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from spot_megatron.data.layout import build_pack
+from spot_megatron.data.pack import build_pack
+from spot_megatron.parallel.split import Split
 from spot_megatron.plan.costs import head_seconds, matrix_seconds
 from spot_megatron.plan.estimate import Planner
 from spot_megatron.plan.hardware import THIS_PROJECT, find_gpu, link
 from spot_megatron.plan.job import Job
 from spot_megatron.plan.model_shapes import PUBLISHED, ModelShape
-from spot_megatron.plan.split import Split
 from spot_megatron.plan.time import StepTime, data_seconds, microbatch_seconds, step_time
 from spot_megatron.plan.workload import Assumptions, Load, assumed_pairs
 from spot_megatron.recipe import Memory, Parallel, Precision, Recipe

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from spot_megatron.data.dataset import PreferencePairDataset
-from spot_megatron.data.packing import pack_multiple
 from spot_megatron.data.template import TokenizedPairs
 from spot_megatron.errors import PairError, RecipeError
 from spot_megatron.parallel.groups import parallel_groups
+from spot_megatron.parallel.split import Split
 from spot_megatron.plan.estimate import make_planner
 from spot_megatron.plan.hardware import find_gpu
 from spot_megatron.plan.model_shapes import ModelShape
-from spot_megatron.plan.split import Split
 from spot_megatron.plan.workload import (
     PRODUCTS,
     ROWS,
@@ -29,6 +28,7 @@ from spot_megatron.plan.workload import (
 from spot_megatron.recipe import load_recipe
 from spot_megatron.train import batches
 from spot_megatron.train.loop import run
+from spot_megatron.train.packing import pack_multiple
 from tests.support import SHAPE, make_recipe, one_process, random_pairs, write_token_pairs
 
 GPU = find_gpu("h800")

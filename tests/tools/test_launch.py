@@ -161,7 +161,7 @@ def test_a_model_without_tokenizer_is_told_before_the_training(trained, tmp_path
 
 
 def test_the_base_may_be_a_hub_id(trained, monkeypatch, tmp_path):
-    monkeypatch.setattr("spot_megatron.weights.hub.resolve_model", {"owner/name": ASSETS}.__getitem__)
+    monkeypatch.setattr("spot_megatron.hf.hub.resolve_model", {"owner/name": ASSETS}.__getitem__)
     assert launch.main([*trained, "model.hf=owner/name", "evaluation.max_new_tokens=1"]) == 0
     assert (tmp_path / "run" / "evaluation.json").exists()
 

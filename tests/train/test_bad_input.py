@@ -75,7 +75,7 @@ def test_fp8_without_transformer_engine(folder, monkeypatch, capsys):
 
 def test_tensor_parallel_that_does_not_divide_the_heads(folder, capsys, monkeypatch):
     from spot_megatron.errors import RecipeError
-    from spot_megatron.model.config import check_parallel
+    from spot_megatron.parallel.split import check_parallel
     from spot_megatron.recipe import Parallel
     from tests.support import SHAPE
 

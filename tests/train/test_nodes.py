@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from spot_megatron.weights.hf_files import HFFolder, same_bits
+from spot_megatron.hf.folder import HFFolder, same_bits
 from tests import processes
 from tests.support import make_recipe, random_pairs, save_random_hf, write_token_pairs
 

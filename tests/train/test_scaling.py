@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from spot_megatron.data.layout import build_pack
+from spot_megatron.data.pack import build_pack
 from spot_megatron.objective.losses import pair_losses
 from spot_megatron.objective.reward import score_pairs
 from spot_megatron.objective.shift import RewardShift

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spot_megatron.weights.hf_files import HFFolder
+from spot_megatron.hf.folder import HFFolder
 from tests import processes
 from tests.support import make_recipe
 

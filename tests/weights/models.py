@@ -12,10 +12,10 @@ import transformers
 from megatron.core import parallel_state as mpu
 from torch import Tensor
 
-from spot_megatron.data.layout import Pack, build_pack
+from spot_megatron.data.pack import Pack, build_pack
+from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.model.gpt import PairGPT
 from spot_megatron.train.step import microbatch
-from spot_megatron.weights.hf_config import HFModelConfig
 from tests.support import random_pairs
 
 # PyTorch notes the functions that `with torch.device(...)` governs at its first use. transformers needs that block, and

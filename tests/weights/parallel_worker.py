@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from spot_megatron.hf.config import HFModelConfig, read_hf_config
+from spot_megatron.hf.folder import HFFolder
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import PairGPT, build_model
 from spot_megatron.parallel.groups import Topology, parallel_groups
+from spot_megatron.weights.checkpoint import load_model, save_model
 from spot_megatron.weights.export import export_hf
-from spot_megatron.weights.hf_config import HFModelConfig, read_hf_config
-from spot_megatron.weights.hf_files import HFFolder
 from spot_megatron.weights.load import load_hf
-from spot_megatron.weights.megatron_files import load_model, save_model
 from tests.support import make_recipe
 from tests.weights.models import causal_pack, logits_of_megatron
 

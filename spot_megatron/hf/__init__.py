@@ -1,0 +1,1 @@
+"""Hugging Face model folders: config, tensors, side files and the weight map."""

@@ -1,0 +1,67 @@
+"""Reading the tensors of a Hugging Face model folder with PyTorch. No Megatron here."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from spot_megatron.hf.index import HFIndex
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
+
+
+class HFFolder(HFIndex):
+    """A Hugging Face folder whose tensors can be read, whole or in part."""
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self._handles: dict[Path, Any] = {}
+
+    def file(self, name: str) -> Path:
+        """The file that holds the tensor."""
+        return self.spans[name].file
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.spans[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return DTYPES[self.spans[name].kind]
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
+        """The tensor, or the part of it at `index` (one slice for each leading dimension), on the CPU.
+
+        Reads no more than that part. Slices that reach beyond the end are cut off there.
+        """
+        file = self.spans[name].file
+        if file not in self._handles:
+            self._handles[file] = safe_open(file, framework="pt")
+        cut = [slice(*part.indices(length)) for part, length in zip(index, self.shape(name), strict=False)]
+        return self._handles[file].get_slice(name)[tuple(cut) if cut else ...]
+
+    def digest(self) -> str:
+        """Hex digest of config.json and of every byte of the weight files (about a second per GB and thread)."""
+        files = [self.folder / "config.json", *self.files()]
+        with ThreadPoolExecutor() as threads:
+            return hashlib.sha256("".join(threads.map(_file_digest, files)).encode()).hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    """True if data type, shape and every bit agree (NaN equals itself, 0.0 differs from -0.0)."""
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    return torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))

@@ -1,0 +1,1 @@
+"""Attention over packs of preference pairs, with one module per device."""

@@ -1,0 +1,187 @@
+"""Core attention of the pair layout: two plain causal calls over variable-length sequences.
+
+A pack is `[P1 C1 | P2 C2 | ... | R1 | R2 | ... | pad]`: P the prompt with the shared response, C and R the suffixes.
+Call 1 runs causally over each [P C]. Call 2 lets each R attend to its own P, gathered, and causally to itself.
+No position is computed twice, and no call takes a dense mask. `layout: separate` needs call 1 only. On CUDA each call
+is one kernel of attention_kernels.py (FlexAttention does both at once); cpu_attention.py is the form for a CPU.
+
+Context parallelism splits a pack's rows evenly over ranks. Around the attention an all-to-all trades rows for heads, so
+that each rank runs both calls over whole packs with its share of the heads, and nothing else changes.
+
+Shapes: T rows of a pack, N query heads, G key-value heads, D head dimension, X context-parallel ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as mpu
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import all_to_all
+from torch import Tensor
+
+from spot_megatron.data.pack import Pack
+from spot_megatron.model.attention.cpu import cpu_attention
+from spot_megatron.model.attention.cuda import flex, flex_mask, pick_kernel, spans, varlen_kernel
+from spot_megatron.model.config import PairConfig
+from spot_megatron.parallel.device import to_device
+
+
+@dataclass(kw_only=True)
+class PairSeqParams(PackedSeqParams):
+    """A pack's layout as tensors; Megatron carries it to the attention and to the LM head of every stage.
+
+    `qkv_format` stays "sbhd" with batch 1, so that rotary embeddings are applied row by row.
+    """
+
+    cu_main: Tensor  # [Q+1] int32, call 1
+    cu_suffix_q: Tensor  # [R+1] int32, call 2's queries, from row num_main on
+    cu_suffix_k: Tensor  # [R+1] int32, call 2's keys, rows of suffix_k_index
+    suffix_k_index: Tensor  # [K] int64
+    num_main: int
+    num_suffix: int
+    max_main: int
+    max_suffix_q: int
+    max_suffix_k: int
+    # The scored rows of this context-parallel rank, numbered within its share of the pack.
+    head_row: Tensor  # [S] int64: row whose hidden state predicts head_target
+    head_target: Tensor  # [S] int64
+    head_segment: Tensor  # [S] int64: 3 * pair + {0 shared, 1 chosen, 2 rejected}
+    block_mask: Any = None  # FlexAttention's, made by the first layer for all of them
+
+
+def own_rows(pack: Pack, context_rank: int, context_size: int) -> slice:
+    """The rows of a pack that a context-parallel rank holds."""
+    share, rest = divmod(len(pack.input_ids), context_size)
+    assert not rest, "packs are padded to a multiple of the context-parallel size"
+    return slice(context_rank * share, (context_rank + 1) * share)
+
+
+def pair_seq_params(pack: Pack, device: torch.device, context_rank: int = 0, context_size: int = 1) -> PairSeqParams:
+    """The pack's layout on `device`. Longest sequences are taken on the CPU, so nothing waits for the device."""
+
+    def move(array: Any) -> Tensor:
+        return to_device(array, device)
+
+    rows = own_rows(pack, context_rank, context_size)
+    scored = (pack.head_row >= rows.start) & (pack.head_row < rows.stop)
+
+    # Megatron reads these as the length of its table of rotary rows; powers of two, so that its cache is hit.
+    rotary_rows = 1 << int(pack.position_ids.max()).bit_length()
+    return PairSeqParams(
+        qkv_format="sbhd",
+        max_seqlen_q=rotary_rows,
+        max_seqlen_kv=rotary_rows,
+        cu_main=move(pack.cu_main),
+        cu_suffix_q=move(pack.cu_suffix_q),
+        cu_suffix_k=move(pack.cu_suffix_k),
+        suffix_k_index=move(pack.suffix_k_index),
+        num_main=pack.num_main,
+        num_suffix=pack.num_suffix,
+        max_main=_longest(pack.cu_main),
+        max_suffix_q=_longest(pack.cu_suffix_q),
+        max_suffix_k=_longest(pack.cu_suffix_k),
+        head_row=move(pack.head_row[scored] - rows.start),
+        head_target=move(pack.head_target[scored]),
+        head_segment=move(pack.head_segment[scored]),
+    )
+
+
+def _longest(cu: Any) -> int:
+    return int((cu[1:] - cu[:-1]).max()) if len(cu) > 1 else 0
+
+
+class PairAttention(torch.nn.Module):
+    """Drop-in for `core_attention` in Megatron's attention spec. Holds no parameters."""
+
+    def __init__(self, config: PairConfig, layer_number: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        del layer_number, args
+        scale = kwargs.get("softmax_scale")
+        self.scale: float = scale if scale is not None else 1 / math.sqrt(config.kv_channels)
+        on_cuda = not config.use_cpu_initialization
+        self.kernel = pick_kernel(config.attention_kernel, config.params_dtype) if on_cuda else None
+        self.context_group = mpu.get_context_parallel_group() if config.context_parallel_size > 1 else None
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        attn_mask_type: Any = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PairSeqParams | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """query [T / X, 1, N, D], key and value [T / X, 1, G, D] -> [T / X, 1, N * D]."""
+        del attention_mask, attn_mask_type, attention_bias, kwargs
+        layout = packed_seq_params
+        assert isinstance(layout, PairSeqParams) and query.shape[1] == 1
+        query, key, value = (_rows_for_heads(x[:, 0], self.context_group) for x in (query, key, value))
+        out = self._attend(query, key, value, layout)
+        out = _heads_for_rows(out, self.context_group)
+        return out.reshape(out.shape[0], 1, -1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, layout: PairSeqParams) -> Tensor:
+        """query [T, N, D], key and value [T, G, D] -> [T, N, D]."""
+        if self.kernel is None:
+            return cpu_attention(query, key, value, *_cpu_parts(layout), self.scale)
+        if self.kernel != "flex":
+            return self._two_calls(query, key, value, layout)
+        if layout.block_mask is None:
+            cu = layout.cu_main, layout.cu_suffix_q, layout.cu_suffix_k
+            layout.block_mask = flex_mask(len(query), *cu, layout.suffix_k_index)
+        return flex(query, key, value, layout.block_mask, self.scale)
+
+    def _two_calls(self, query: Tensor, key: Tensor, value: Tensor, layout: PairSeqParams) -> Tensor:
+        varlen = varlen_kernel(str(self.kernel))
+        main = slice(0, layout.num_main)
+        cu, longest = layout.cu_main, layout.max_main
+        out = varlen(query[main], key[main], value[main], cu, cu, longest, longest, self.scale)
+        if not layout.num_suffix:
+            return out
+        index = layout.suffix_k_index
+        suffix = varlen(
+            query[layout.num_main :],
+            key.index_select(0, index),
+            value.index_select(0, index),
+            layout.cu_suffix_q,
+            layout.cu_suffix_k,
+            layout.max_suffix_q,
+            layout.max_suffix_k,
+            self.scale,
+        )
+        return torch.cat([out, suffix])
+
+
+def _rows_for_heads(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """[T / X, N, D] of this rank's rows -> [T, N / X, D] of its heads."""
+    if group is None:
+        return x
+    rows, heads, dim = x.shape
+    by_rank = x.view(rows, group.size(), heads // group.size(), dim).transpose(0, 1).contiguous()
+    return all_to_all(group, by_rank).reshape(group.size() * rows, -1, dim)
+
+
+def _heads_for_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """[T, N / X, D] of this rank's heads -> [T / X, N, D] of its rows."""
+    if group is None:
+        return x
+    rows, heads, dim = x.shape
+    by_rank = x.reshape(group.size(), rows // group.size(), heads, dim)
+    return all_to_all(group, by_rank).transpose(0, 1).reshape(rows // group.size(), -1, dim)
+
+
+def _cpu_parts(layout: PairSeqParams) -> tuple[list[slice], list[tuple[slice, slice]]]:
+    """Rows of every sequence of call 1, and of every one of call 2 with the rows of its prefix."""
+    first_keys = layout.suffix_k_index[layout.cu_suffix_k[:-1].long()].tolist()
+    suffixes = []
+    for (q0, q1), (k0, k1), first in zip(spans(layout.cu_suffix_q), spans(layout.cu_suffix_k), first_keys, strict=True):
+        num_prefix = (k1 - k0) - (q1 - q0)
+        suffixes.append((slice(layout.num_main + q0, layout.num_main + q1), slice(first, first + num_prefix)))
+    return [slice(*span) for span in spans(layout.cu_main)], suffixes
