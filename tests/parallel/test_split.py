@@ -40,9 +40,8 @@ def test_accepts_exactly_the_sizes_that_divide_the_model(tmp_path, hf):
         )  # fmt: skip
         divides = hf.num_groups % (tensor * context) == 0 == hf.num_heads % (tensor * context)
         divides &= bool(hf.moe_layers) or hf.intermediate_size % tensor == 0
-        divides &= hf.num_layers >= pipeline * (chunks or 1) and hf.num_layers > (pipeline - 1) * -(
-            -hf.num_layers // pipeline
-        )
+        divides &= hf.num_layers >= pipeline * (chunks or 1)
+        divides &= hf.num_layers > (pipeline - 1) * -(-hf.num_layers // pipeline)  # the last stage has a layer
         divides &= not chunks or hf.num_layers % (pipeline * chunks) == 0
         if hf.moe_layers:
             divides &= hf.num_experts % expert == 0 and hf.expert_ffn_size % expert_tensor == 0
