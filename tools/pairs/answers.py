@@ -38,10 +38,12 @@ def parse_edit(reply: str, finish_reason: str) -> Edit:
     """The text between the two marker lines, each of which must stand once, alone on its line, in order.
 
     Thinking up to the last `</think>` is left out first, so that marker lines rehearsed in it do not count. Reasons:
-    cut_off, unfinished_thinking, missing_markers.
+    cut_off, content_filter, empty_content, unfinished_thinking, missing_markers.
     """
-    if finish_reason == "length":
-        return Edit(None, "cut_off")
+    if finish_reason in ("length", "content_filter"):
+        return Edit(None, "cut_off" if finish_reason == "length" else finish_reason)
+    if not reply.strip():
+        return Edit(None, "empty_content")
     _, closed, text = reply.rpartition("</think>")
     if not closed and "<think>" in reply:
         return Edit(None, "unfinished_thinking")

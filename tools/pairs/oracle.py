@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError
+from tools.pairs.client import BOUNDS
 from tools.pairs.jsonl import Row, answer_field, id_field, read_rows, text_field
 from tools.pairs.prompts import rectify_messages
 
-PROMPT_OVERHEAD_TOKENS = 64  # what a chat template may add to the text
-_BOUNDS = ("max_tokens", "max_completion_tokens")  # where both are given, the larger counts
 HUMAN = "human"  # the model name under which a person's edits are filed
 
 
@@ -43,20 +42,10 @@ class Oracle:
         body |= self.extra_body
         return {key: value for key, value in body.items() if value is not None}
 
-    def most_tokens(self, body: dict[str, Any]) -> tuple[int, int]:
-        """Upper bounds of prompt and written tokens: no tokenizer makes more tokens than there are bytes.
-
-        All of the body counts as prompt (tools and schemas become part of it). The written tokens are 0 where nothing
-        in the body bounds them; `check_bounded` refuses that.
-        """
-        prompt = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-        bounds = [body[key] for key in _BOUNDS if type(body.get(key)) is int]
-        return PROMPT_OVERHEAD_TOKENS + prompt, max(bounds, default=0)
-
     def check_bounded(self) -> None:
         """Raises PairError unless every request says how much may be written at most, which a budget needs."""
         bounds = {"max_tokens": self.max_tokens, **self.extra_body}
-        given = {key: bounds[key] for key in _BOUNDS if bounds.get(key) is not None}
+        given = {key: bounds[key] for key in BOUNDS if bounds.get(key) is not None}
         wrong = {key: value for key, value in given.items() if type(value) is not int or value < 1}
         if wrong or not given:
             said = f"holds {json.dumps(wrong)}" if wrong else "takes max_tokens away"
