@@ -9,7 +9,6 @@ from tools.pairs.pool import RunFailed
 from tools.pairs.replies import BadReply, Reply, read_reply
 from tools.pairs.unusable import UnusableStreak, unusable_reply
 
-
 TEXT = {"type": "text", "text": "b"}
 
 
