@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from spot_megatron.files import Row
+from tools.pairs.conversation import shown_problem
 from tools.pairs.grade import CORRECT, NO_ANSWER, TIMEOUT, Grader
 from tools.pairs.prompts import MARKER_END, MARKER_START
 
@@ -73,7 +74,7 @@ def judge_edit(error: Row, edited: str, grader: Grader) -> Row:
     if verdict.verdict != CORRECT:
         reason = {NO_ANSWER: "no_answer", TIMEOUT: "grading_timeout"}.get(verdict.verdict, "wrong_answer")
         return {**rejected(reason, verdict.extracted or ""), "corrected": edited}
-    leak = find_leak(edited, error["response"], error["question"])
+    leak = find_leak(edited, error["response"], shown_problem(error))
     if leak is not None:
         return {**rejected("answer_leak", leak), "corrected": edited}
     return {"outcome": "verified", "corrected": edited, "extracted": verdict.extracted}

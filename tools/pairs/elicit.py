@@ -60,7 +60,8 @@ class Elicitation:
         if question is None or key[1] >= self.samples:
             self.num_outside_plan += 1
             return
-        if (record["question"], record["answer"]) != (question.question, question.answer):
+        before = (record["question"], record["answer"], record.get("prompt_hash", question.prompt_hash()))
+        if before != (question.question, question.answer, question.prompt_hash()):
             raise PairError(
                 f"{self.journal.path}: question {key[0]!r} is on file with another text or answer than in the "
                 "question file. Give changed questions new ids, or a new --output folder."
@@ -89,6 +90,7 @@ class Elicitation:
             async def ask(key: Key) -> None:
                 question, number = self.questions[key[0]], streak.begin()
                 record: Row = {"id": key[0], "sample": key[1], "question": question.question, "answer": question.answer}
+                record["prompt_hash"] = question.prompt_hash()
                 try:
                     completion = await client.complete(self.sampling.request(question, key[1]))
                 except CallFailed as error:
@@ -159,7 +161,9 @@ class Elicitation:
         row["reason"] = reason
         if "failed" in record:
             row["detail"] = record.get("detail")
-        return {**row, "prompt": self.sampling.messages(self.questions[key[0]])}
+        question = self.questions[key[0]]
+        row["prompt"] = self.sampling.messages(question)
+        return {**row, "tools": list(question.tools)} if question.tools else row
 
     def _summary(self, counts: Counter[str], excluded: Counter[str], tokens: Counter[str]) -> dict[str, Any]:
         total = len(self.questions) * self.samples

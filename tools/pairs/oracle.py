@@ -8,6 +8,7 @@ from typing import Any
 from spot_megatron.errors import PairError
 from spot_megatron.files import Row, answer_field, id_field, read_rows, text_field
 from tools.pairs.client import BOUNDS
+from tools.pairs.conversation import read_prompt, shown_problem
 from tools.pairs.prompts import rectify_messages
 
 HUMAN = "human"  # the model name under which a person's edits are filed
@@ -30,7 +31,7 @@ class Oracle:
         answer = error["answer"] if self.with_answer else None
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": rectify_messages(error["question"], error["response"], answer, failures),
+            "messages": rectify_messages(shown_problem(error), error["response"], answer, failures),
             "max_tokens": self.max_tokens,
         }
         if self.temperature is not None:
@@ -63,6 +64,7 @@ def read_errors(path: Path) -> dict[str, Row]:
         for key in ("question", "response"):
             text_field(row, key, where)
         row["answer"] = answer_field(row, "answer", where)
+        read_prompt(row, where)
         identifier = id_field(row, where)
         if identifier in errors:
             raise PairError(f"{where}: id {identifier!r} occurs twice. Every wrong sample needs an id of its own.")
