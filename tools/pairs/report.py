@@ -13,7 +13,8 @@ from rapidfuzz.distance import LCSseq
 
 from spot_megatron.files import Row, write_text
 from tools.pairs.conversation import text_of, transcript
-from tools.pairs.filter import Drop, Keep, Measures
+from tools.pairs.filter import Drop, Keep
+from tools.pairs.measures import Measures
 
 NUM_SAMPLES = 12
 CONTEXT_WORDS = 30  # kept on each side of an edit; longer unchanged stretches are folded
