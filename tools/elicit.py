@@ -123,7 +123,7 @@ async def _ask(args: argparse.Namespace, elicitation: Elicitation) -> None:
     try:
         async with make_client(args) as client:
             await client.find_context_length()
-            await elicitation.run(client, grader, args.concurrency, args.max_failures)
+            await elicitation.run(client, grader, args.batch or args.concurrency, args.max_failures)
     finally:
         grader.close()
 

@@ -135,7 +135,12 @@ async def _rectify(args: argparse.Namespace, rectification: Rectification, grade
         await client.find_context_length()
         print(f"estimate of the first attempts: {_estimate_line(rectification.estimate())}", file=sys.stderr)
         await rectification.run(
-            client, grader, args.concurrency, args.max_failures, target=args.target_pairs, budget_usd=args.budget_usd
+            client,
+            grader,
+            args.batch or args.concurrency,
+            args.max_failures,
+            target=args.target_pairs,
+            budget_usd=args.budget_usd,
         )
 
 

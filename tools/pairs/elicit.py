@@ -13,6 +13,7 @@ from typing import Any
 
 from spot_megatron.errors import PairError
 from spot_megatron.files import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
+from tools.pairs.batch import BatchClient
 from tools.pairs.client import CallFailed, ChatClient, Completion
 from tools.pairs.grade import CORRECT, NO_ANSWER, WRONG, Grader, Verdict
 from tools.pairs.journal import Fields, Journal, check_fields
@@ -77,7 +78,7 @@ class Elicitation:
     def _record(self, record: Row) -> None:
         self._note(self.journal.append(record), record)
 
-    async def run(self, client: ChatClient, grader: Grader, concurrency: int, max_failures: int) -> None:
+    async def run(self, client: ChatClient | BatchClient, grader: Grader, concurrency: int, max_failures: int) -> None:
         """Ask, grade and record everything that is pending."""
         pending = list(self.pending())
         total = len(self.questions) * self.samples

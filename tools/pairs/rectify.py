@@ -13,6 +13,7 @@ from typing import Any
 from spot_megatron.errors import PairError, UserError
 from spot_megatron.files import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
 from tools.pairs.answers import EditMeter, judge_edit, parse_edit, rejected
+from tools.pairs.batch import BatchClient
 from tools.pairs.client import CallFailed, ChatClient, Completion, most_tokens
 from tools.pairs.grade import Grader
 from tools.pairs.journal import Fields, Journal, check_fields
@@ -120,7 +121,7 @@ class Rectification:
 
     async def run(
         self,
-        client: ChatClient,
+        client: ChatClient | BatchClient,
         grader: Grader,
         concurrency: int,
         max_failures: int,
@@ -212,7 +213,7 @@ class Rectification:
         identifier: str,
         body: dict[str, Any],
         payment: Payment,
-        client: ChatClient,
+        client: ChatClient | BatchClient,
         grader: Grader,
         threads: ThreadPoolExecutor,
     ) -> Row | None:
