@@ -44,10 +44,10 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 train: $(READY) ## the whole job: RECIPE=name-or-file [SET="key=value ..."] [GPUS=n] [NODES=n]
-	@$(PY) -m tools.launch $(RECIPE) $(if $(SET),--set $(SET)) $(if $(GPUS),--processes $(GPUS)) --nodes $(NODES)
+	@$(PY) -m tools.launch '$(RECIPE)' $(if $(SET),--set $(SET)) $(if $(GPUS),--processes $(GPUS)) --nodes $(NODES)
 
 slurm: $(READY) ## scripts for Slurm: RECIPE= NODES= [GPUS=8] [SUBMIT=1] [SBATCH="--partition=p"] [SLURM="--time 8:00:00"]
-	$(PY) -m tools.slurm $(RECIPE) --nodes $(NODES) $(if $(GPUS),--gpus $(GPUS)) $(if $(SBATCH),--sbatch='$(SBATCH)') \
+	$(PY) -m tools.slurm '$(RECIPE)' --nodes $(NODES) $(if $(GPUS),--gpus $(GPUS)) $(if $(SBATCH),--sbatch='$(SBATCH)') \
 	  $(SLURM) $(if $(SUBMIT),--submit) $(if $(SET),--set $(SET))
 
 docker: ## the image for GPUs: [CUDA=12.9 for drivers older than 580] [IMAGE=name]
@@ -86,14 +86,19 @@ check: $(READY) ## lint and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-elicit: $(READY) ## samples the policy's answers and grades them: QUESTIONS= BASE_URL= MODEL= [OUT=dir] [ARGS=...]
-	$(PY) -m tools.elicit --questions $(QUESTIONS) --base-url $(BASE_URL) --model $(MODEL) --output $(or $(OUT),data/run)/elicit $(ARGS)
+# One line for a variable that is missing; values are quoted, so that paths may have spaces.
+need = $(foreach name,$(1),$(if $($(name)),,$(error $(name) is not set; see `make help` for what this target takes)))
+DATA = $(or $(OUT),data/run)
+SERVER = $(if $(BASE_URL),--base-url $(BASE_URL)) $(if $(MODEL),--model '$(MODEL)')
 
-rectify: $(READY) ## has an oracle edit the wrong ones until they are right: BASE_URL= MODEL= [OUT=dir] [ARGS=...]
-	$(PY) -m tools.rectify --errors $(or $(OUT),data/run)/elicit/errors.jsonl --base-url $(BASE_URL) --model $(MODEL) --output $(or $(OUT),data/run)/rectify $(ARGS)
+elicit: $(READY) ## samples the policy's answers and grades them: QUESTIONS= BASE_URL= MODEL= [OUT=dir] [ARGS=...]
+	$(call need,QUESTIONS BASE_URL MODEL)$(PY) -m tools.elicit --questions '$(QUESTIONS)' $(SERVER) --output '$(DATA)/elicit' $(ARGS)
+
+rectify: $(READY) ## has an oracle edit the wrong ones until they are right: BASE_URL= MODEL= [OUT=dir] [ARGS="--import-human file ..."]
+	$(if $(findstring -human,$(ARGS)),,$(call need,BASE_URL MODEL))$(PY) -m tools.rectify --errors '$(DATA)/elicit/errors.jsonl' $(SERVER) --output '$(DATA)/rectify' $(ARGS)
 
 pairs: $(READY) ## filters them into pairs, with a report: TOKENIZER=policy [OUT=dir] [ARGS=...]
-	$(PY) -m tools.pairs --rectified $(or $(OUT),data/run)/rectify/rectified.jsonl --tokenizer $(TOKENIZER) --output $(or $(OUT),data/run)/pairs.jsonl --report $(or $(OUT),data/run)/report.html $(ARGS)
+	$(call need,TOKENIZER)$(PY) -m tools.pairs --rectified '$(DATA)/rectify/rectified.jsonl' --tokenizer '$(TOKENIZER)' --output '$(DATA)/pairs.jsonl' --report '$(DATA)/report.html' $(ARGS)
 
 data-demo: $(READY) ## questions to trained model on this machine: local server, tiny model, one call in ten failing: [OUT=dir] [PORT=8765]
 	@set -e; out=$(or $(OUT),runs/data_demo); url=http://127.0.0.1:$(PORT)/v1; tiny=recipes/assets/qwen3_tiny; \
@@ -111,7 +116,7 @@ doctor: $(READY) ## what this machine can run
 	$(PY) -m tools.doctor
 
 dryrun: $(READY) ## builds every rank without weights or GPUs: RECIPE=name-or-file GPUS=n [GPU=h800] [PAIRS=file] [SET="key=value ..."]
-	$(PY) -m tools.dryrun $(RECIPE) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU)) $(if $(PAIRS),--pairs $(PAIRS)) \
+	$(PY) -m tools.dryrun '$(RECIPE)' $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU)) $(if $(PAIRS),--pairs $(PAIRS)) \
 	  $(if $(SET),--set $(SET))
 
 import-hf: $(READY) ## Hugging Face folder -> Megatron distributed checkpoint: HF=dir OUT=dir [SET="parallel.tensor=2 ..."]
@@ -124,7 +129,7 @@ verify-hf: $(READY) ## compares two Hugging Face folders, layer by layer: A=dir 
 	$(PY) -m tools.convert verify --a $(A) --b $(B) $(ARGS)
 
 plan: $(READY) ## will it fit, and how long: RECIPE= GPUS= [GPU=h800] [ARGS="--best --figure plan.html"]
-	$(PY) -m tools.plan $(RECIPE) --gpus $(or $(GPUS),8) --gpu $(or $(GPU),h800) $(if $(SET),--set $(SET)) $(ARGS)
+	$(PY) -m tools.plan '$(RECIPE)' --gpus $(or $(GPUS),8) --gpu $(or $(GPU),h800) $(if $(SET),--set $(SET)) $(ARGS)
 
 report: $(READY) ## report.html of a run: RUN=dir [AGAINST="other runs"]
 	$(PY) -m tools.report $(RUN) $(if $(AGAINST),--against $(AGAINST))

@@ -73,13 +73,13 @@ class Faults:
         content = [kind for kind in self._kinds if kind in _BY_REQUEST]
         transport = [kind for kind in self._kinds if kind not in _BY_REQUEST]
         each = self._rate / len(self._kinds)
+        point = int.from_bytes(digest[:8], "big") / 2**64
+        if point < each * len(content):
+            return content[int(point / each)]
         self._times_seen[digest] += 1
         count = str(self._times_seen[digest]).encode()
         point = int.from_bytes(hashlib.blake2b(digest + count, digest_size=8).digest(), "big") / 2**64
-        if point < each * len(transport):
-            return transport[int(point / each)]
-        point = int.from_bytes(digest[:8], "big") / 2**64
-        return content[int(point / each)] if point < each * len(content) else None
+        return transport[int(point / each)] if point < each * len(transport) else None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,18 @@ CONTINUES = "everything finished is on file. Run again to continue."
 STARTS_OVER = "no file was written in part. Run the same command again; it starts from the beginning."
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Adds the default to every option's help that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        if action.default in (None, False, "", argparse.SUPPRESS) or action.default in ([], {}) or "default:" in text:
+            return text
+        default = action.default
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
+        return f"{text} (default: {shown})".replace("%", "%%").strip()
+
+
 def run_program(main: Callable[[], None], after_signal: str = CONTINUES) -> None:
     """Run and exit: 0 done, 1 failure, 2 the user's input is wrong, 75 stopped by SIGINT or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

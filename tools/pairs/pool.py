@@ -162,3 +162,8 @@ def progress_bar(stage: str, total: int, done: int, unit: str) -> "tqdm[None]":
     return tqdm(
         total=total, initial=done, desc=stage, unit=unit, mininterval=30.0 if quiet else 0.5, dynamic_ncols=True
     )
+
+
+def token_rate(bar: "tqdm[None]", num_tokens: int) -> dict[str, str]:
+    """Tokens per second since the bar began, for its postfix."""
+    return {"tokens/s": f"{num_tokens / max(bar.format_dict['elapsed'], 1e-9):,.0f}"}

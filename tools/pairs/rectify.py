@@ -19,7 +19,7 @@ from tools.pairs.grade import Grader
 from tools.pairs.journal import Fields, Journal, check_fields
 from tools.pairs.limits import Budget, Payment, Places, Prices
 from tools.pairs.oracle import HUMAN, Choice, Oracle
-from tools.pairs.pool import DRAIN_SECONDS, FailureStreak, Interrupted, RunFailed, progress_bar, run_pool
+from tools.pairs.pool import DRAIN_SECONDS, FailureStreak, Interrupted, RunFailed, progress_bar, run_pool, token_rate
 from tools.pairs.prompts import PROMPT_VERSION
 
 _KEPT = (
@@ -159,7 +159,12 @@ class Rectification:
                         break
                     streak.succeeded()
                 bar.update()
-                shown = {"verified": self.num_verified, "usd": f"{budget.spent_usd:.2f}", **client.faults}
+                shown = {
+                    "verified": self.num_verified,
+                    "usd": f"{budget.spent_usd:.2f}",
+                    **token_rate(bar, client.tokens),
+                }
+                shown |= client.faults
                 bar.set_postfix(shown, refresh=False)
 
             async def rectify_within_target(identifier: str) -> None:
@@ -326,6 +331,8 @@ class Rectification:
         if progress.failed is not None:
             return progress.failed
         if len(progress.failures) >= self.attempts:
+            return progress.failures[-1][0]
+        if progress.failures and not self.stopped:
             return progress.failures[-1][0]
         return f"not_attempted_{self.stopped}" if self.stopped else "not_attempted"
 
