@@ -36,7 +36,7 @@ NO_ANSWER_REASONS = ("no_box", "empty_box", "unclosed_box", "unfinished_thinking
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.elicit", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
-        "--questions", type=Path, required=True, help="JSONL or Parquet: {id, question | prompt, answer}"
+        "--questions", type=Path, required=True, help="a JSONL or Parquet file of rows {id, question | prompt, answer}"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder; a folder with records is continued")
     parser.add_argument(
@@ -87,7 +87,7 @@ def arguments() -> argparse.ArgumentParser:
 def _shard(text: str) -> Shard:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or int(match[1]) >= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shard; the parts of four are 0/4, 1/4, 2/4 and 3/4")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shard; the parts of four are 0/4, 1/4, 2/4 and 3/4")
     return Shard(int(match[1]), int(match[2]))
 
 
@@ -103,7 +103,7 @@ def main() -> None:
         output_folder(args.output, OUTPUT_FILES, args.questions)
         sampling = merge(args.output, _shard_journals(args.merge, args.output))
     else:
-        make_client(args)  # a wrong address should be told before anything is written
+        make_client(args)  # raises for a wrong address before anything is written
         output_folder(args.output, OUTPUT_FILES, args.questions)
         sampling = Sampling(
             model=args.model,

@@ -20,7 +20,9 @@ def main() -> None:
     parser.add_argument(
         "--input", type=Path, required=True, help='JSONL: {"id", "response", "answer"}, optional "finish_reason"'
     )
-    parser.add_argument("--output", type=Path, required=True, help='JSONL: {"id", "verdict", "extracted", "reason"}')
+    parser.add_argument(
+        "--output", type=Path, required=True, help='JSONL file to write: {"id", "verdict", "extracted", "reason"}'
+    )
     parser.add_argument("--workers", type=positive_int, default=2, help="processes for answers that need algebra")
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT, help="CPU seconds for one answer")
     args = parser.parse_args()

@@ -38,11 +38,13 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.rectify", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--errors", type=Path, required=True, help="errors.jsonl of tools.elicit")
     parser.add_argument("--output", type=Path, required=True, help="folder; a folder with records is continued")
-    parser.add_argument("--with-answer", action="store_true", help="tell the oracle the true answer")
+    parser.add_argument("--with-answer", action="store_true", help="show the oracle the true answer")
     parser.add_argument(
-        "--attempts", type=positive_int, default=3, help="edits per error; each is told what was wrong before"
+        "--attempts", type=positive_int, default=3, help="edits per error; each prompt names what was wrong before"
     )
-    parser.add_argument("--target-pairs", type=positive_int, metavar="N", help="stop when N errors are rectified")
+    parser.add_argument(
+        "--target-pairs", type=positive_int, metavar="N", help="stop when N errors are rectified, earlier runs included"
+    )
     parser.add_argument(
         "--tokenizer",
         metavar="POLICY",
@@ -94,7 +96,7 @@ def main() -> None:
     errors = ErrorFile(existing_file(args.errors, "errors.jsonl of tools.elicit"))
     human = args.export_human or args.import_human
     if not human:
-        make_client(args)  # a wrong address should be told before anything is written
+        make_client(args)  # raises for a wrong address before anything is written
     oracle = Oracle(
         model=HUMAN if human else args.model,
         with_answer=args.with_answer,

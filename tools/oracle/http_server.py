@@ -36,7 +36,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model behind the server says; `text` None is a null content."""
+    """The model's answer; `text` None is a null content."""
 
     text: str | None
     finish_reason: str = "stop"
@@ -84,7 +84,7 @@ class Faults:
 
 @dataclass(frozen=True)
 class Service:
-    """What every connection of one server shares."""
+    """Settings shared by all connections of a server."""
 
     answer: Answerer
     faults: Faults
@@ -148,7 +148,7 @@ class _Connection(asyncio.Protocol):
     def _batch_request(self, method: bytes, path: bytes, body: bytes, head: bytes) -> None:
         try:
             response = self._service.batches.handle(method.decode(), path.decode(), head, body, self._complete_later)
-        except (ValueError, KeyError, IndexError, TypeError) as error:  # whatever a client may send
+        except (ValueError, KeyError, IndexError, TypeError) as error:  # malformed requests
             self._send_error(400, f"not a batch request: {error}")
             return
         if response is None:
@@ -183,7 +183,7 @@ class _Connection(asyncio.Protocol):
         try:
             request = json.loads(body)
             answer = self._service.answer(request, fault if fault in CONTENT_FAULTS else None)
-        except (ValueError, KeyError, TypeError, RefusedRequest) as error:  # whatever a client may send
+        except (ValueError, KeyError, TypeError, RefusedRequest) as error:  # malformed requests
             self._send_error(400, f"cannot answer this request: {error}")
             return
         if isinstance(answer, Answer):

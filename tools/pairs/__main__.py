@@ -34,7 +34,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     args = arguments().parse_args()
     if not 0.0 <= args.gamma <= 1.0:
-        raise PairError(f"--gamma {args.gamma} is no change ratio; give a number from 0 to 1 (the paper: 0.6).")
+        raise PairError(f"--gamma {args.gamma} is not a change ratio; give a number from 0 to 1 (the paper: 0.6).")
     existing_file(args.rectified, "rectified.jsonl of tools.rectify")
     output_file(args.output, "--output", args.rectified)
     dropped_path, summary_path = (args.output.with_suffix(suffix) for suffix in (".dropped.jsonl", ".summary.json"))

@@ -1,4 +1,4 @@
-"""What the programs of the data half share on the command line: endpoint options, exit codes, key-value tables."""
+"""Shared by the programs of the data half: endpoint options, exit codes, key-value tables."""
 
 import argparse
 import json
@@ -51,7 +51,7 @@ def _say(message: str, code: int) -> int:
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser, concurrency: int) -> None:
-    """Where requests go and how hard they may be sent."""
+    """Options of the endpoint: addresses, key, rates, retries."""
     group = parser.add_argument_group(
         "endpoint", f"The API key is read from {API_KEY_VARIABLE}; local servers need none."
     )
@@ -66,7 +66,10 @@ def add_endpoint_options(parser: argparse.ArgumentParser, concurrency: int) -> N
         "--key-over-http", action="store_true", help="send the key over plain http:// to other machines, too"
     )
     group.add_argument(
-        "--wait-minutes", type=float, default=10.0, help="how long to wait while no server can be reached"
+        "--wait-minutes",
+        type=float,
+        default=10.0,
+        help="minutes for which requests wait while no server can be reached",
     )
     group.add_argument(
         "--concurrency", type=positive_int, default=concurrency, help="requests in flight, over all endpoints"

@@ -25,7 +25,7 @@ from tools.pairs.unusable import UNUSABLE, UnusableStreak, unusable_reply
 
 
 class Elicitation:
-    """One output folder's journal, and where every planned (question, sample) stands in it."""
+    """One output folder's journal, and the state of every planned (question, sample)."""
 
     def __init__(
         self, output: Path, found: QuestionSet, sampling: Sampling, samples: int, shard: Shard | None = None
@@ -105,7 +105,7 @@ class Elicitation:
                     is_known = error.permanent and self.retry.get(key) == error.reason and self.num_graded > 0
                     self._record({**record, "calls": error.calls.num_calls})
                     bar.update()
-                    if not is_known:  # one of many that is refused again is no news
+                    if not is_known:  # a repeated refusal among answers does not stop the run
                         streak.failed(number, str(error), error.permanent)
                     return
                 streak.succeeded()
@@ -224,7 +224,7 @@ _GRADED = ("no_box", "unclosed_box", "empty_box", "unfinished_thinking", "cut_of
 
 
 def _answer_fields(completion: Completion, verdict: Verdict) -> Row:
-    """What a record says of an answer besides its key."""
+    """The fields of an answer's record besides its key."""
     token_ids = {} if completion.token_ids is None else {"token_ids": completion.token_ids}
     return {
         "response": completion.text,

@@ -92,11 +92,11 @@ def import_edits(path: Path, rectification: Rectification, grader: Grader) -> tu
     """Grade and record the edits of a file; returns how many were verified, rejected, unchanged or already settled,
     and the reason of every rejected one by its id.
 
-    An unchanged text is no attempt. Raises PairError for an id that is not among the errors.
+    An unchanged text does not count as an attempt. Raises PairError for an id that is not among the errors.
     """
     counts = {"verified": 0, "rejected": 0, "unchanged": 0, "already_rectified": 0}
     rejected: dict[str, str] = {}
-    edits = list(read_edits(path))  # a broken file is told before anything of it is recorded
+    edits = list(read_edits(path))  # a broken file raises before anything of it is recorded
     for edit in edits:
         if edit.id not in rectification.errors:
             raise PairError(
