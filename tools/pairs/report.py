@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +12,13 @@ import jinja2
 from markupsafe import Markup, escape
 from rapidfuzz.distance import LCSseq
 
-from spot_megatron.files import Row, write_text
-from tools.pairs.conversation import text_of, transcript
+from spot_megatron.files import Row, read_rows, write_text
+from tools.pairs.conversation import shown_problem, text_of, transcript
 from tools.pairs.filter import Drop, Keep
 from tools.pairs.measures import Measures
 
 NUM_SAMPLES = 12
+NUM_REJECTED = 6
 CONTEXT_WORDS = 30  # kept on each side of an edit; longer unchanged stretches are folded
 STRAY_WORDS = 4  # fewer equal words after a rewrite of at least as many are a coincidence
 NUM_BINS = 20
@@ -31,6 +33,8 @@ class ReportData:
     measured: list[Measures] = field(default_factory=list)  # of every pair that got as far as the change ratio
     num_kept: int = 0
     samples: list[Row] = field(default_factory=list)
+    pass_rates: Counter[float] = field(default_factory=Counter)  # of kept pairs whose elicitation had several samples
+    rejected: list[Row] = field(default_factory=list)  # errors without an accepted edit, drawn evenly
     _rng: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
@@ -43,10 +47,23 @@ class ReportData:
             return
         self.measured.append(decision.measures)
         self.num_kept += 1
+        rate = decision.row.get("meta", {}).get("pass_rate")
+        if rate is not None:
+            self.pass_rates[rate] += 1
         if len(self.samples) < NUM_SAMPLES:  # reservoir sampling: every kept pair is equally likely to be shown
             self.samples.append(decision.row)
         elif (place := self._rng.randrange(self.num_kept)) < NUM_SAMPLES:
             self.samples[place] = decision.row
+
+    def add_rejected(self, path: Path) -> None:
+        """Draw from rejected.jsonl of the rectification, where it is."""
+        if not path.is_file():
+            return
+        for number, (_, row) in enumerate(read_rows(path)):
+            if len(self.rejected) < NUM_REJECTED:
+                self.rejected.append(row)
+            elif (place := self._rng.randrange(number + 1)) < NUM_REJECTED:
+                self.rejected[place] = row
 
 
 def write_report(path: Path, data: ReportData, summary: dict[str, Any]) -> None:
@@ -76,6 +93,8 @@ def write_report(path: Path, data: ReportData, summary: dict[str, Any]) -> None:
             histogram([m.rejected_tokens for m in kept], 0, None, "Rejected tokens"),
             histogram([m.prompt_tokens for m in kept], 0, None, "Prompt tokens"),
         ],
+        pass_rates=sorted(data.pass_rates.items()),
+        rejected=[{**row, "problem": shown_problem(row)} for row in data.rejected],
         costs=costs(elicit, rectify, len(kept)),
         samples=[
             {
@@ -150,8 +169,19 @@ def histogram(
         [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.1, 0.5, 0.9)] if ordered else []
     )
     digits = ".2f" if high is not None else ",.0f"
+    edges = [format(low + (top - low) * index / NUM_BINS, digits) for index in range(NUM_BINS + 1)]
     return {
         "title": title,
+        "total": len(values),
+        "table": [
+            (
+                format(low + (top - low) * index / NUM_BINS, digits),
+                format(low + (top - low) * (index + 1) / NUM_BINS, digits),
+                count,
+            )
+            for index, count in enumerate(counts)
+            if count
+        ],
         "bars": [(index, 100 * count / (max(counts) or 1), count) for index, count in enumerate(counts)],
         "low": format(low, digits),
         "high": format(top, digits),

@@ -51,6 +51,7 @@ class Page(html.parser.HTMLParser):
 
 def make_page(folder, table, upstream=True) -> str:
     write_rows(folder / "rectified.jsonl", table)
+    write_rows(folder / "rejected.jsonl", [an_error("lost", reason="change_ratio", rejected_attempts=[])])
     if upstream:
         (folder / "summary.json").write_text(json.dumps({**RECTIFY, "upstream": ELICIT}))
     options = ("--tokenizer", ASSETS, "--output", folder / "pairs.jsonl", "--report", folder / "report.html")
@@ -60,7 +61,10 @@ def make_page(folder, table, upstream=True) -> str:
 
 def test_the_page_shows_the_whole_way_and_needs_no_network(tmp_path):
     hostile = "<script>alert(1)</script> & <b>"
-    table = [an_error("q0", corrected=RIGHT), an_error("q<1>", corrected=RIGHT, question=hostile, prompt=hostile)]
+    table = [
+        an_error("q0", corrected=RIGHT, pass_rate=0.25),
+        an_error("q<1>", corrected=RIGHT, question=hostile, prompt=hostile),
+    ]
     source = make_page(tmp_path, [*table, an_error("q2", corrected="none")])
     page = Page()
     page.feed(source)
@@ -74,10 +78,15 @@ def test_the_page_shows_the_whole_way_and_needs_no_network(tmp_path):
         "wrong answer 37",
         "not verified 1",
         "the-oracle",
+        "0.25 1",
         "1.25",
     ):
         assert shown in text, shown
     assert hostile in " ".join(page.text)
+    assert "lost · change ratio" in text
+    assert "1 values in numbers" not in text and "2 values in numbers" in text
+    assert page.tags.count("main") == 1
+    assert source.count("<th>") == 0
     assert "script" not in page.tags
     assert not re.search(r"(?:src|href)\s*=|url\(|https?://|@import", source)
     assert 'name="viewport"' in source
