@@ -173,15 +173,7 @@ def histogram(
     return {
         "title": title,
         "total": len(values),
-        "table": [
-            (
-                format(low + (top - low) * index / NUM_BINS, digits),
-                format(low + (top - low) * (index + 1) / NUM_BINS, digits),
-                count,
-            )
-            for index, count in enumerate(counts)
-            if count
-        ],
+        "table": [(edges[index], edges[index + 1], count) for index, count in enumerate(counts) if count],
         "bars": [(index, 100 * count / (max(counts) or 1), count) for index, count in enumerate(counts)],
         "low": format(low, digits),
         "high": format(top, digits),
