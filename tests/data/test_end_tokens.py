@@ -120,3 +120,9 @@ def test_sampled_ids_may_end_with_any_listed_token(tokenizer: PreTrainedTokenize
     assert tokenize(tokenizer, rejected_ids=[1, 2, START]).dropped == {"no_end_token": ["a"]}
     for ids in ([1, END, 2, EOT], [1, EOT, 2, END]):
         assert tokenize(tokenizer, rejected_ids=ids).dropped == {"end_token_inside": ["a"]}
+
+
+def test_a_text_that_ends_with_a_listed_token_gets_no_second_one(tokenizer: PreTrainedTokenizerBase) -> None:
+    folder_says(tokenizer, "generation_config.json", {"eos_token_id": [END, EOT]})
+    (tokens,) = tokenize(tokenizer, chosen="It is 4.<|endoftext|>").pairs
+    assert tokens.chosen_ids.tolist()[-2:] == [tokenizer.convert_tokens_to_ids("."), EOT]
