@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +106,7 @@ def tokenize_pairs(
     if texts:
         _check_tokenizer(texts[0], tokenizer)
     ends = None if tokenizer is None else find_end_tokens(tokenizer, _rendered_turns(tokenizer, enable_thinking, now))
-    tokenized_texts = iter([])
+    tokenized_texts: Iterator[Any] = iter([])
     if texts:
         assert tokenizer is not None and ends is not None
         tokenized_texts = iter(_tokenize(texts, tokenizer, ends, enable_thinking, now))
@@ -185,7 +185,7 @@ def _prompt_ids(
     try:
         ids: Any = tokenizer.apply_chat_template(
             messages,
-            tools=pair.tools,
+            tools=pair.tools,  # type: ignore[arg-type]
             chat_template=template,
             add_generation_prompt=True,
             tokenize=True,

@@ -84,8 +84,8 @@ def check_split(hf: HFModelConfig, split: Split) -> None:
     p = split.parallel
     if split.num_gpus % p.model_ranks:
         raise RecipeError(
-            f"{split.num_gpus} processes cannot hold models of {p.model_ranks} ranks each (parallel.tensor {p.tensor} x "
-            f"pipeline {p.pipeline} x context {p.context}); use a multiple of {p.model_ranks}"
+            f"{split.num_gpus} processes cannot hold models of {p.model_ranks} ranks each (parallel.tensor {p.tensor} "
+            f"x pipeline {p.pipeline} x context {p.context}); use a multiple of {p.model_ranks}"
         )
     expert_ranks = p.expert * p.expert_tensor * p.pipeline
     if split.num_gpus % expert_ranks:

@@ -196,7 +196,7 @@ def test_the_tool_prints_a_table_and_json(capsys):
     [
         (
             ["qwen3_tiny_spot", "--gpus", "3", "--set", "parallel.tensor=2"],
-            "3 processes cannot hold.*parallel.tensor 2",
+            "3 processes cannot.*parallel.tensor 2",
         ),
         (["qwen3_tiny_spot", "--gpus", "4", "--set", "parallel.tensor=4"], "parallel.tensor=4 .* does not divide"),
         (["qwen3_tiny_spot", "--gpus", "4", "--set", "parallel.pipeline=4"], "parallel.pipeline: 3 layers"),

@@ -1,7 +1,7 @@
 """Hugging Face folder -> Megatron checkpoint -> Hugging Face folder, file to file.
 
-No model is built and no process group started: a conversion is a list of byte ranges (merged_rows.py), copied by several
-processes (copy_files.py) that hold a few batches each. So the memory does not grow with the model.
+No model is built and no process group started: a conversion is a list of byte ranges (merged_rows.py), copied by
+several processes (copy_files.py) that hold a few batches each. So the memory does not grow with the model.
 """
 
 from __future__ import annotations
