@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,15 +58,17 @@ def tokenize_pairs(
     tokenizer: PreTrainedTokenizerBase | None,
     max_tokens: int,
     enable_thinking: bool,
+    now: datetime | None = None,
 ) -> TokenizedPairs:
     """Token ids of every record that can be trained on within `max_tokens` (prompt and longer response).
 
-    `enable_thinking` goes to the chat template; templates without it ignore it, as they do in serving. Records in token
-    ids need no tokenizer. Raises PairError if the tokenizer, or the template for one of the prompts, cannot be used.
+    `enable_thinking` goes to the chat template; templates without it ignore it, as they do in serving. `now` is the
+    time for templates that read the clock (`strftime_now`), by default the present. Records in token ids need no
+    tokenizer. Raises PairError if the tokenizer, or the template for one of the prompts, cannot be used.
     """
     texts = [record for record in records if isinstance(record, Pair)]
     end_id = None if tokenizer is None else tokenizer.eos_token_id
-    tokenized_texts = iter(_tokenize(texts, tokenizer, enable_thinking) if texts else [])
+    tokenized_texts = iter(_tokenize(texts, tokenizer, enable_thinking, now or datetime.now()) if texts else [])
     pairs: list[TokenPair] = []
     dropped: dict[str, list[str]] = {}
     for record in records:
@@ -89,7 +92,9 @@ def check_vocabulary(pairs: Sequence[TokenPair], vocab_size: int, hint: str) -> 
             )
 
 
-def _tokenize(pairs: list[Pair], tokenizer: PreTrainedTokenizerBase | None, enable_thinking: bool) -> list[TokenPair]:
+def _tokenize(
+    pairs: list[Pair], tokenizer: PreTrainedTokenizerBase | None, enable_thinking: bool, now: datetime
+) -> list[TokenPair]:
     if tokenizer is None:
         raise PairError(f"{pairs[0].source}: pairs in text need a tokenizer, or convert them to data.format token_ids")
     folder = tokenizer.name_or_path
@@ -100,7 +105,7 @@ def _tokenize(pairs: list[Pair], tokenizer: PreTrainedTokenizerBase | None, enab
         )
     if tokenizer.eos_token_id is None:
         raise PairError(f'{folder}: the tokenizer has no end token; set "eos_token" in tokenizer_config.json')
-    prompts = [_prompt_ids(pair, tokenizer, enable_thinking) for pair in pairs]
+    prompts = [_prompt_ids(pair, tokenizer, enable_thinking, now) for pair in pairs]
     chosen = _response_ids([(pair.chosen, pair.chosen_ids, pair.chosen_finish) for pair in pairs], tokenizer)
     rejected = _response_ids([(pair.rejected, pair.rejected_ids, pair.rejected_finish) for pair in pairs], tokenizer)
     return [
@@ -113,11 +118,16 @@ def _int32(ids: list[int]) -> np.ndarray:
     return np.array(ids, dtype=np.int32)
 
 
-def _prompt_ids(pair: Pair, tokenizer: PreTrainedTokenizerBase, enable_thinking: bool) -> list[int]:
+def _prompt_ids(pair: Pair, tokenizer: PreTrainedTokenizerBase, enable_thinking: bool, now: datetime) -> list[int]:
     messages = [{"role": "user", "content": pair.prompt}] if isinstance(pair.prompt, str) else pair.prompt
     try:
         ids: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=enable_thinking
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            enable_thinking=enable_thinking,
+            strftime_now=now.strftime,  # in place of transformers' own, which reads the clock
         )
     except (TemplateError, TypeError) as error:  # a template raises either on messages that it was not written for
         raise PairError(
