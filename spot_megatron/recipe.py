@@ -5,7 +5,6 @@ An unknown key, a value of the wrong kind or a combination that cannot run is a 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spot_megatron.errors import RecipeError
+from spot_megatron.files import did_you_mean
 
 RECIPE_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -205,8 +205,7 @@ def find_recipe(name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     known = sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(str(name), known) or "."
     raise RecipeError(f"there is no recipe {str(name)!r}{hint} Known recipes: {', '.join(known)}; or give a YAML file")
 
 
@@ -281,8 +280,7 @@ def _explain(error: ValidationError, path: Path, prefix: str = "") -> str:
     for problem in error.errors():
         key = prefix + ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, _known_keys(), n=1, cutoff=0.4)
-            lines.append(f"unknown key {key!r}" + (f"; the nearest known key is {near[0]!r}" if near else ""))
+            lines.append(f"unknown key {key!r}{did_you_mean(key, _known_keys(), cutoff=0.4)}")
         elif problem["type"] == "missing":
             lines.append(f"key {key!r} is missing")
         else:
