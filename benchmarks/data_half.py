@@ -22,8 +22,8 @@ from pathlib import Path
 
 import psutil
 
+from spot_megatron.files import write_rows
 from tools.pairs.grade import Grader
-from tools.pairs.jsonl import write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -30,7 +30,7 @@ from spot_megatron.data.dataset import PreferencePairDataset
 from spot_megatron.data.pack import attention_cost, scored_rows
 from spot_megatron.data.records import TokenPair
 from spot_megatron.data.template import TokenizedPairs
-from spot_megatron.errors import RecipeError, UserError
+from spot_megatron.errors import RecipeError, UserError, print_error
 from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import build_model
@@ -201,8 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         bench(parser.parse_args(arguments))
     except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
     return 0
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from spot_megatron.data.costs import cost_model
 from spot_megatron.data.template import check_vocabulary
-from spot_megatron.errors import RecipeError, UserError
+from spot_megatron.errors import RecipeError, UserError, print_error
 from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.plan.estimate import Estimate, Planner, make_planner
 from spot_megatron.plan.hardware import GIB, find_gpu
@@ -64,8 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not estimate.fits:
             raise does_not_fit(planner, recipe, estimate)
     except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
     return 0
 
 

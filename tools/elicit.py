@@ -10,13 +10,12 @@ import asyncio
 import re
 from pathlib import Path
 
-from spot_megatron.errors import PairError
+from spot_megatron.errors import PairError, positive_int
 from tools.pairs.cli import (
     add_endpoint_options,
     existing_file,
     make_client,
     output_folder,
-    positive,
     print_summary,
     run_program,
 )
@@ -39,11 +38,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--english-only", action="store_true", help="drop questions with Chinese characters (DAPO-Math-17k)"
     )
-    parser.add_argument("--limit", type=positive, help="use the first N questions only")
-    parser.add_argument("--samples", type=positive, default=1, help="answers per question")
+    parser.add_argument("--limit", type=positive_int, help="use the first N questions only")
+    parser.add_argument("--samples", type=positive_int, default=1, help="answers per question")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=0.8)
-    parser.add_argument("--max-tokens", type=positive, default=32768)
+    parser.add_argument("--max-tokens", type=positive_int, default=32768)
     parser.add_argument(
         "--thinking", choices=("off", "on", "server"), default="off", help="enable_thinking of the template"
     )
@@ -63,7 +62,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--merge", nargs="*", type=Path, metavar="JOURNAL", help="join shards (default: those in --output)"
     )
-    parser.add_argument("--grade-workers", type=positive, default=2, help="processes for answers that need algebra")
+    parser.add_argument("--grade-workers", type=positive_int, default=2, help="processes for answers that need algebra")
     add_endpoint_options(parser, concurrency=256)
     return parser
 

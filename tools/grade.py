@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from spot_megatron.errors import PairError
-from tools.pairs.cli import STARTS_OVER, existing_file, output_file, positive, print_summary, run_program
+from spot_megatron.errors import PairError, positive_int
+from spot_megatron.files import AtomicWriter, Row, answer_field, dump_line, id_field, read_rows, text_field
+from tools.pairs.cli import STARTS_OVER, existing_file, output_file, print_summary, run_program
 from tools.pairs.grade import TIME_LIMIT, Grader
-from tools.pairs.jsonl import AtomicWriter, Row, answer_field, dump_line, id_field, read_rows, text_field
 
 _BATCH = 256
 
@@ -21,7 +21,7 @@ def main() -> None:
         "--input", type=Path, required=True, help='JSONL: {"id", "response", "answer"}, optional "finish_reason"'
     )
     parser.add_argument("--output", type=Path, required=True, help='JSONL: {"id", "verdict", "extracted", "reason"}')
-    parser.add_argument("--workers", type=positive, default=2, help="processes for answers that need algebra")
+    parser.add_argument("--workers", type=positive_int, default=2, help="processes for answers that need algebra")
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT, help="CPU seconds for one answer")
     args = parser.parse_args()
     rows = _rows(existing_file(args.input, "JSONL file of responses"))
@@ -31,7 +31,7 @@ def main() -> None:
 
     def grade(numbered: tuple[int, Row]) -> Row:
         number, row = numbered
-        where = f"{args.input}, line {number}"
+        where = f"{args.input}:{number}"
         response, gold = text_field(row, "response", where), answer_field(row, "answer", where)
         verdict = grader.grade(response, gold, row.get("finish_reason"))
         return {
@@ -54,9 +54,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
     """(line number, row), with an id that no other row has."""
     seen: set[str] = set()
     for number, row in read_rows(path):
-        identifier = id_field(row, f"{path}, line {number}")
+        identifier = id_field(row, f"{path}:{number}")
         if identifier in seen:
-            raise PairError(f"{path}, line {number}: id {identifier!r} occurs twice. Every row needs an id of its own.")
+            raise PairError(f"{path}:{number}: id {identifier!r} occurs twice. Every row needs an id of its own.")
         seen.add(identifier)
         yield number, row
 

@@ -18,14 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from spot_megatron.errors import UserError, WeightError
+from spot_megatron.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError, WeightError, positive_int, print_error
+from spot_megatron.files import write_text
 from spot_megatron.recipe import Recipe, load_recipe
 from spot_megatron.report import write_report
 from tools.eval.questions import read_questions
-from tools.pairs.jsonl import write_text
 
 RESTARTS = 3  # of a node's processes, each time from the newest checkpoint
-STOPPED = 75  # exit code: stopped by a signal, the same command goes on
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the training saves on these, see train/stop.py
 ONE_REQUEST_SECONDS = 1.0  # `timeout` and others signal a program and then its group: still one request
 
@@ -35,9 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe")
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="key=value", dest="overrides")
     parser.add_argument(
-        "--processes", type=positive, help="processes on this node; default: its GPUs, else the model's ranks"
+        "--processes", type=positive_int, help="processes on this node; default: its GPUs, else the model's ranks"
     )
-    parser.add_argument("--nodes", type=positive, default=1, help="nodes; start the same command on each of them")
+    parser.add_argument("--nodes", type=positive_int, default=1, help="nodes; start the same command on each of them")
     options = parser.parse_args(arguments)
     try:
         recipe = load_recipe(options.recipe, options.overrides)
@@ -60,14 +59,6 @@ def main(arguments: list[str] | None = None) -> int:
             code = _evaluate(recipe)
         print(f"report: {Path(recipe.output) / 'report.html'}")
     return code
-
-
-def positive(text: str) -> int:
-    """A count on the command line."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def default_processes(recipe: Recipe, num_nodes: int) -> int:
@@ -110,7 +101,7 @@ def _torchrun(arguments: list[str]) -> int:
 
         def _monitor_workers(self, worker_group: Any) -> Any:
             result = super()._monitor_workers(worker_group)
-            if any(failure.exitcode in (2, 75) for failure in result.failures.values()):
+            if any(failure.exitcode in (EXIT_USER_ERROR, EXIT_STOPPED) for failure in result.failures.values()):
                 self._remaining_restarts = 0
                 self._exit_barrier_timeout = 30  # the first node holds the store, and must not leave before the others
                 self._exit_barrier()
@@ -125,14 +116,14 @@ def _torchrun(arguments: list[str]) -> int:
         run.main(arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode not in (2, 75):
+        if failure.exitcode not in (EXIT_USER_ERROR, EXIT_STOPPED):
             print(f"rank {rank} failed first, with exit code {failure.exitcode}", file=sys.stderr, flush=True)
         return failure.exitcode
     except RendezvousError as error:
         print(f"the nodes could not meet (again): {error}", file=sys.stderr, flush=True)
         return 1
     except SignalException:
-        return STOPPED
+        return EXIT_STOPPED
     return 0
 
 
@@ -166,7 +157,7 @@ def _evaluate(recipe: Recipe) -> int:
         return _tell(error)
     except KeyboardInterrupt:
         print("stopped in the evaluation; run the same command to go on", file=sys.stderr, flush=True)
-        return STOPPED
+        return EXIT_STOPPED
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -201,8 +192,7 @@ def evaluate(recipe: Recipe) -> None:
 
 
 def _tell(error: UserError) -> int:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    return error.exit_code
+    return print_error(error)
 
 
 def _run(command: list[str]) -> int:
@@ -238,7 +228,7 @@ def _run(command: list[str]) -> int:
     if -code not in STOP_SIGNALS:
         return 1
     print("run the same command to go on from the newest checkpoint", file=sys.stderr, flush=True)
-    return STOPPED
+    return EXIT_STOPPED
 
 
 if __name__ == "__main__":

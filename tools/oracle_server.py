@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from spot_megatron.errors import RecipeError, UserError, WeightError
+from spot_megatron.errors import RecipeError, UserError, WeightError, print_error
 from tools.oracle.http_server import FAULTS, Answer, Answerer, Faults, Service, serve
 
 
@@ -81,8 +81,7 @@ def main() -> int:
     try:
         asyncio.run(run(arguments().parse_args()))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
     return 0
 
 

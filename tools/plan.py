@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from spot_megatron.errors import UserError
+from spot_megatron.errors import UserError, positive_int, print_error
 from spot_megatron.plan.estimate import make_planner
 from spot_megatron.plan.figure import write_figure
 from spot_megatron.plan.hardware import find_gpu
@@ -28,8 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(options)
     except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -50,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tools.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", help="name of a recipe in recipes/, or a YAML file")
-    parser.add_argument("--gpus", type=_positive, default=8, help="GPUs of the job (default 8)")
+    parser.add_argument("--gpus", type=positive_int, default=8, help="GPUs of the job (default 8)")
     parser.add_argument("--gpu", default="h800", help="h800 (default), h100, h200, a100 or b200, 8 in a node")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value", dest="overrides")
     parser.add_argument("--pairs", nargs="+", type=Path, default=[], help="pair files to plan for")

@@ -11,14 +11,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spot_megatron.errors import PairError
+from spot_megatron.errors import PairError, positive_int
 from tools.pairs.cli import (
     add_endpoint_options,
     existing_file,
     make_client,
     output_file,
     output_folder,
-    positive,
     print_summary,
     run_program,
 )
@@ -36,10 +35,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder; a folder with records is continued")
     parser.add_argument("--with-answer", action="store_true", help="tell the oracle the true answer")
     parser.add_argument(
-        "--attempts", type=positive, default=3, help="edits per error; each is told what was wrong before"
+        "--attempts", type=positive_int, default=3, help="edits per error; each is told what was wrong before"
     )
-    parser.add_argument("--target-pairs", type=positive, metavar="N", help="stop when N errors are rectified")
-    parser.add_argument("--max-tokens", type=positive, default=32768, help="of one reply, thinking included")
+    parser.add_argument("--target-pairs", type=positive_int, metavar="N", help="stop when N errors are rectified")
+    parser.add_argument("--max-tokens", type=positive_int, default=32768, help="of one reply, thinking included")
     parser.add_argument("--temperature", type=float, help="default: the server's")
     parser.add_argument("--top-p", type=float, help="default: the server's")
     parser.add_argument(
@@ -52,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
         "--export-human", type=Path, metavar="FILE", help="write the open errors as a text file to edit"
     )
     parser.add_argument("--import-human", type=Path, metavar="FILE", help="grade and take over such a file's edits")
-    parser.add_argument("--grade-workers", type=positive, default=2, help="processes for answers that need algebra")
+    parser.add_argument("--grade-workers", type=positive_int, default=2, help="processes for answers that need algebra")
     add_endpoint_options(parser, concurrency=64)
     return parser
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from spot_megatron.errors import UserError
+from spot_megatron.errors import UserError, print_error
 from spot_megatron.report import write_report
 
 
@@ -24,8 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(write_report(options.run, options.against))
     except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
     return 0
 
 

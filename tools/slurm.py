@@ -16,9 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from spot_megatron.errors import RecipeError, UserError
+from spot_megatron.errors import RecipeError, UserError, positive_int, print_error
 from spot_megatron.recipe import Recipe, load_recipe
-from tools.launch import positive
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,8 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         recipe = load_recipe(options.recipe, options.overrides)
         job = write(recipe, options)
     except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
     print(f"wrote {job} and node.sh beside it")
     print("+ sbatch " + shlex.quote(str(job)), flush=True)
     if not options.submit:
@@ -98,11 +96,11 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.slurm", description=__doc__)
     parser.add_argument("recipe")
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="key=value", dest="overrides")
-    parser.add_argument("--nodes", type=positive, required=True)
-    parser.add_argument("--gpus", type=positive, default=8, help="GPUs, and processes, on a node; default 8")
+    parser.add_argument("--nodes", type=positive_int, required=True)
+    parser.add_argument("--gpus", type=positive_int, default=8, help="GPUs, and processes, on a node; default 8")
     parser.add_argument("--time", default="24:00:00", help="time limit of one start; the job queues again by itself")
     parser.add_argument(
-        "--grace", type=positive, default=120, help="seconds before the time limit to save in; default 120"
+        "--grace", type=positive_int, default=120, help="seconds before the time limit to save in; default 120"
     )
     parser.add_argument("--interconnect", choices=sorted(INTERCONNECTS), default="rdma")
     parser.add_argument("--interface", help="network interface of the first meeting, for instance eth0")

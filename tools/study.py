@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spot_megatron.errors import RecipeError, UserError
+from spot_megatron.errors import RecipeError, UserError, print_error
 from spot_megatron.recipe import Recipe, load_recipe
 from spot_megatron.report import write_report
 from tools import launch
@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         first, *others = (Path(recipe.output) for recipe in recipes)
         print(f"report: {write_report(first, others)}")
     except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
     return 0
 
 

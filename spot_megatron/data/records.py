@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spot_megatron.data.jsonl import Row, read_rows
+from spot_megatron.data.fields import Fields, read_fields
 from spot_megatron.errors import PairError
 
 Format = Literal["auto", "spot", "trl", "visual_ai_spot", "token_ids"]
@@ -76,7 +76,7 @@ def read_pairs(paths: Sequence[Path], format: Format = "auto") -> list[Pair | To
     sources: dict[str, str] = {}
     expected: Format = format
     for path in map(Path, paths):
-        for row in read_rows(path):
+        for row in read_fields(path):
             looks = _looks_like(row)
             if expected == "auto":
                 if looks is None:
@@ -96,7 +96,7 @@ def read_pairs(paths: Sequence[Path], format: Format = "auto") -> list[Pair | To
     return records
 
 
-def _looks_like(row: Row) -> Format | None:
+def _looks_like(row: Fields) -> Format | None:
     values = row.values
     if "prompt_ids" in values:
         return "token_ids"
@@ -107,7 +107,7 @@ def _looks_like(row: Row) -> Format | None:
     return None
 
 
-def _read_token_ids(row: Row, default_id: str) -> TokenPair:
+def _read_token_ids(row: Fields, default_id: str) -> TokenPair:
     del default_id  # this format has ids
     row.require(*TOKEN_ID_KEYS)
     row.allow_only(TOKEN_ID_KEYS)
@@ -117,14 +117,14 @@ def _read_token_ids(row: Row, default_id: str) -> TokenPair:
     return TokenPair(_own_id(row), prompt, chosen, rejected, row.source)
 
 
-def _read_spot(row: Row, default_id: str) -> Pair:
+def _read_spot(row: Fields, default_id: str) -> Pair:
     del default_id  # this format has ids
     row.require("id", "prompt", "chosen", "rejected")
     row.allow_only(SPOT_KEYS)
     return _pair(row, _own_id(row), _prompt(row), row.text("chosen"), row.text("rejected"), row.mapping("meta"))
 
 
-def _read_trl(row: Row, default_id: str) -> Pair:
+def _read_trl(row: Fields, default_id: str) -> Pair:
     row.require("chosen", "rejected")
     for key in TRL_UNREAD:
         if row.values.get(key):
@@ -146,7 +146,7 @@ def _read_trl(row: Row, default_id: str) -> Pair:
     return _pair(row, row.name("id") or default_id, prompt, chosen, rejected, meta)
 
 
-def _refuse_near_misses(row: Row) -> None:
+def _refuse_near_misses(row: Fields) -> None:
     """TRL's data may have columns of its own; one that is nearly a known key is taken for a slip.
 
     After "chosen_" and "rejected_" only the rest is compared, which tells chosen_finsh from chosen_rating. The limits
@@ -166,7 +166,7 @@ def _refuse_near_misses(row: Row) -> None:
             )
 
 
-def _read_visual_ai_spot(row: Row, default_id: str) -> Pair:
+def _read_visual_ai_spot(row: Fields, default_id: str) -> Pair:
     """Blank lines before an answer are left out, as the reference's chat template does; so are the oracle's markers."""
     question = "question" if "question" in row.values else "prompt"
     row.require(question, "gemini_corrected_answer", "original_answer")
@@ -186,7 +186,7 @@ def _read_visual_ai_spot(row: Row, default_id: str) -> Pair:
     return _pair(row, row.name("id", "index") or default_id, row.text(question), chosen.lstrip("\n"), rejected, meta)
 
 
-_READERS: dict[str, Callable[[Row, str], Pair | TokenPair]] = {
+_READERS: dict[str, Callable[[Fields, str], Pair | TokenPair]] = {
     "spot": _read_spot,
     "token_ids": _read_token_ids,
     "trl": _read_trl,
@@ -194,7 +194,7 @@ _READERS: dict[str, Callable[[Row, str], Pair | TokenPair]] = {
 }
 
 
-def _pair(row: Row, id: str, prompt: str | list[Message], chosen: str, rejected: str, meta: dict[str, Any]) -> Pair:
+def _pair(row: Fields, id: str, prompt: str | list[Message], chosen: str, rejected: str, meta: dict[str, Any]) -> Pair:
     """Adds what every text format may say about its responses."""
 
     def sampled_ids(key: str) -> list[int] | None:
@@ -217,25 +217,25 @@ def _pair(row: Row, id: str, prompt: str | list[Message], chosen: str, rejected:
     return pair
 
 
-def _own_id(row: Row) -> str:
+def _own_id(row: Fields) -> str:
     name = row.name("id")
     if name is None:
         raise row.error('"id" is empty; every pair needs an id of its own')
     return name
 
 
-def _same_sides(row: Row) -> PairError:
+def _same_sides(row: Fields) -> PairError:
     return row.error(
         "the chosen and the rejected response are the same, so there is nothing to prefer; remove the line"
     )
 
 
-def _prompt(row: Row) -> str | list[Message]:
+def _prompt(row: Fields) -> str | list[Message]:
     prompt = row.values["prompt"]
     return _messages(row, "prompt", prompt) if isinstance(prompt, list) else row.text("prompt")
 
 
-def _messages(row: Row, key: str, messages: list[Any]) -> list[Message]:
+def _messages(row: Fields, key: str, messages: list[Any]) -> list[Message]:
     """Checked messages of a prompt, unchanged; the model answers the last one."""
     if not messages:
         raise row.error(f'"{key}" is empty; fill it in or remove the line')
@@ -247,7 +247,7 @@ def _messages(row: Row, key: str, messages: list[Any]) -> list[Message]:
             raise row.error(f"{place}: role {message['role']!r} is none of {', '.join(ROLES)}")
         may_be_null = message["role"] == "assistant" and message.get("tool_calls")
         if not isinstance(message["content"], str) and not (message["content"] is None and may_be_null):
-            raise row.error(f"{place}: content must be a text; images and lists of parts are not supported")
+            raise row.error(f"{place}: content must be a string; images and lists of parts are not supported")
     last = messages[-1]
     if last["role"] not in ("user", "tool"):
         raise row.error(f'the last message of "{key}" is by {last["role"]}; the model answers a user or a tool message')
@@ -256,7 +256,7 @@ def _messages(row: Row, key: str, messages: list[Any]) -> list[Message]:
     return messages
 
 
-def _conversation(row: Row, key: str) -> tuple[list[Any], str]:
+def _conversation(row: Fields, key: str) -> tuple[list[Any], str]:
     """(messages before the last, text of the last one), which is the response."""
     messages = row.values[key]
     last = messages[-1] if messages else None
@@ -270,7 +270,7 @@ def _conversation(row: Row, key: str) -> tuple[list[Any], str]:
     return messages[:-1], last["content"]
 
 
-def _trl_prompt(row: Row, context: list[Any]) -> str | list[Message]:
+def _trl_prompt(row: Fields, context: list[Any]) -> str | list[Message]:
     """The prompt of a row whose responses are messages: its own key, or what the conversations start with."""
     if "prompt" not in row.values:
         if not context:

@@ -6,10 +6,10 @@ tests/plan/test_published.py says which rows calibrate and which are held out.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from spot_megatron.errors import RecipeError
+from spot_megatron.files import did_you_mean
 
 GIB = 2**30
 TERA = 1e12
@@ -89,8 +89,7 @@ def find_gpu(name: str) -> Gpu:
     """A GPU of the table. Raises RecipeError naming the known ones."""
     gpu = _GPUS.get(name.lower())
     if gpu is None:
-        near = difflib.get_close_matches(name.lower(), _GPUS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name.lower(), _GPUS) or "."
         raise RecipeError(f"GPU {name!r} is not known{hint} Choose one of {', '.join(_GPUS)}")
     return gpu
 

@@ -5,11 +5,11 @@ A local folder's config.json is read; for hub ids that are not on this machine t
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from spot_megatron.errors import RecipeError
+from spot_megatron.files import did_you_mean
 from spot_megatron.hf.config import HFModelConfig, read_hf_config
 
 
@@ -190,10 +190,9 @@ def model_shape(name: str) -> ModelShape:
     for variant in ("", *_VARIANTS):
         if name.endswith(variant) and name.removesuffix(variant) in PUBLISHED:
             return PUBLISHED[name.removesuffix(variant)]
-    near = difflib.get_close_matches(name, PUBLISHED, n=1)
     raise RecipeError(
-        f"model.hf: {name} is no folder here and its shape is not known"
-        + (f"; did you mean {near[0]}?" if near else "")
+        f"model.hf: {name} is not a folder and its shape is not known"
+        + (did_you_mean(name, PUBLISHED) or ".")
         + f" Known without a folder: {', '.join(PUBLISHED)}. For another model put its config.json (a few kB) into a "
         "folder and set model.hf to that"
     )

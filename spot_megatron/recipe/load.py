@@ -5,7 +5,6 @@ An unknown key, a value of the wrong type or an impossible combination is a Reci
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from spot_megatron.errors import RecipeError
+from spot_megatron.files import did_you_mean
 from spot_megatron.recipe.rules import check_combinations
 from spot_megatron.recipe.schema import Parallel, Recipe
 
@@ -74,10 +74,9 @@ def find_recipe(name: str | Path) -> Path:
             f"{str(name)!r} is not a file, and named recipes are part of the repository, not of the installed package: "
             "give the path of a YAML file, or run from a clone of the repository installed with pip install --editable"
         )
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
     raise RecipeError(
-        f"recipe {str(name)!r} was not found; {hint}Known recipes: {', '.join(known)}. Or give the path of a YAML file"
+        f"recipe {str(name)!r} was not found{did_you_mean(str(name), known) or '.'} Known recipes: {', '.join(known)}. "
+        "Or give the path of a YAML file"
     )
 
 
@@ -155,8 +154,7 @@ def _explain(error: ValidationError, path: Path, prefix: str = "") -> str:
     for problem in error.errors():
         key = prefix + ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, _known_keys(), n=1, cutoff=0.4)
-            lines.append(f"unknown key {key!r}" + (f"; the nearest known key is {near[0]!r}" if near else ""))
+            lines.append(f"unknown key {key!r}{did_you_mean(key, _known_keys(), cutoff=0.4)}")
         elif problem["type"] == "missing":
             lines.append(f"key {key!r} is missing")
         else:

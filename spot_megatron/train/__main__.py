@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from spot_megatron.errors import UserError
+from spot_megatron.errors import EXIT_STOPPED, UserError, print_error
 from spot_megatron.quiet import hide_known_warnings
 
 
@@ -49,7 +49,7 @@ def _train(name: str, overrides: list[str]) -> int:
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
     """Outside the updates (train/stop.py) there is nothing to save, and a second signal within them is in a hurry."""
     os.write(2, b"stopped at once by a signal; run the same command to go on from the newest checkpoint\n")
-    os._exit(75)
+    os._exit(EXIT_STOPPED)
 
 
 def end_with_the_agent() -> None:
@@ -63,7 +63,7 @@ def _tell(error: UserError) -> None:
     rank = int(os.environ.get("RANK", 0))
     if rank:
         time.sleep(2)
-    print(f"{'' if rank == 0 else f'[rank {rank}] '}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    print_error(error, "" if rank == 0 else f"[rank {rank}] ")
 
 
 if __name__ == "__main__":

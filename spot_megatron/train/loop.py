@@ -20,7 +20,7 @@ from spot_megatron.data.dataset import PreferencePairDataset
 from spot_megatron.data.records import TokenPair, read_pairs
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.data.template import TokenizedPairs, check_vocabulary, load_tokenizer, tokenize_pairs
-from spot_megatron.errors import CheckpointError, PairError, RecipeError
+from spot_megatron.errors import EXIT_STOPPED, CheckpointError, PairError, RecipeError
 from spot_megatron.hf.config import HFModelConfig, read_hf_config
 from spot_megatron.hf.folder import HFFolder
 from spot_megatron.hf.hub import resolve_model
@@ -42,8 +42,6 @@ from spot_megatron.train.step import ObjectiveLoss, StepSums, forward_backward, 
 from spot_megatron.train.stop import StopSignal
 from spot_megatron.weights.export import export_hf
 from spot_megatron.weights.load import load_hf
-
-STOPPED = 75  # exit code: saved after a signal; the same command goes on
 
 
 @dataclass
@@ -85,7 +83,7 @@ def work(job: Job) -> int:
     shift = RewardShift(recipe.objective.shift.kind, recipe.objective.shift.decay)
     stopped = train(job, policy, shift, reference)
     if stopped:
-        return STOPPED
+        return EXIT_STOPPED
     if recipe.export.hf:
         result = job.folder / "hf"
         job.heartbeat.beat(job.sampler.num_steps, "exporting")

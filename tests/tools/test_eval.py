@@ -107,11 +107,11 @@ def test_command_prints_json_for_both_models(tmp_path, capsys):
     ("text", "message"),
     [
         ("", "holds no question"),
-        ('{"question": "1"}\n', "line 1"),
-        ('{"question": "1", "answer": "2"}\nnot json\n', "line 2"),
-        ('{"question": 1, "answer": "2"}\n', "line 1: `question`"),
-        ('{"question": "1", "answer": "2", "skill": ["a"]}\n', "line 1: `skill` is a list"),
-        ('{"question": "1", "answer": "2"}\n{"question": "1", "answer": "2", "skill": 3}\n', "line 2: `skill`"),
+        ('{"question": "1"}\n', ":1: "),
+        ('{"question": "1", "answer": "2"}\nnot json\n', ":2: "),
+        ('{"question": 1, "answer": "2"}\n', ":1: `question`"),
+        ('{"question": "1", "answer": "2", "skill": ["a"]}\n', ":1: `skill` is a list"),
+        ('{"question": "1", "answer": "2"}\n{"question": "1", "answer": "2", "skill": 3}\n', ":2: `skill`"),
     ],
 )
 def test_a_bad_question_file_is_named_with_its_line(tmp_path, text, message):

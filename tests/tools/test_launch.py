@@ -139,8 +139,8 @@ def test_the_questions_are_asked_as_the_recipe_says(trained, tmp_path, capsys):
     ("questions", "words"),
     [
         (None, ["q.jsonl", "cannot be read"]),
-        ('{"question": "2+3?"}\n', ["q.jsonl, line 1", "answer"]),
-        ('{"question": "2+3?", "answer": "5", "skill": ["sum"]}\n', ["q.jsonl, line 1", "skill"]),
+        ('{"question": "2+3?"}\n', ["q.jsonl:1", "answer"]),
+        ('{"question": "2+3?", "answer": "5", "skill": ["sum"]}\n', ["q.jsonl:1", "skill"]),
     ],
 )
 def test_wrong_questions_are_told_before_the_training(trained, tmp_path, capsys, questions, words):

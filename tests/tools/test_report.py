@@ -38,7 +38,7 @@ def test_a_wrong_folder_exits_with_2_and_no_traceback(tmp_path, capsys):
     assert main([run, "--against", str(tmp_path / "nowhere")]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.count("CheckpointError: ") == 2
+    assert printed.err.count("error: ") == 2
     assert len(printed.err.splitlines()) == 2
     with pytest.raises(SystemExit) as unknown:
         main([run, "--unknown"])

@@ -40,7 +40,7 @@ def write_pairs(folder: Path, *lines: str) -> None:
 def test_unknown_key_names_the_nearest(folder, capsys):
     message = run(folder, capsys, "optim.lrr=1")
     assert "unknown key 'optim.lrr'" in message
-    assert "nearest known key is 'optim.lr'" in message
+    assert "did you mean optim.lr?" in message
     assert "recipe.yaml" in message
 
 

@@ -19,7 +19,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from spot_megatron.errors import RecipeError, UserError
+from spot_megatron.errors import RecipeError, UserError, print_error
 from spot_megatron.hf.hub import resolve_model
 from tools.convert.convert import MODEL_FOLDER, export_checkpoint, import_folder
 
@@ -33,8 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(options)
     except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
 
 
 def _run(options: argparse.Namespace) -> int:

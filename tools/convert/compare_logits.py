@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from spot_megatron.data.pack import build_pack
 from spot_megatron.data.records import TokenPair
 from spot_megatron.data.template import load_tokenizer
 from spot_megatron.errors import PairError
+from spot_megatron.files import read_rows
 from spot_megatron.hf.config import HFModelConfig, read_hf_config
 from spot_megatron.hf.folder import HFFolder
 from spot_megatron.model.config import transformer_config
@@ -70,17 +70,10 @@ def read_prompts(file: Path, model_folder: Path) -> list[Tensor]:
     """Token ids [T] of each line."""
     tokenizer: Any = None
     sequences = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PairError(f"{file} cannot be read: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            ids = row.get("prompt_ids")
-            prompt = row["prompt"] if ids is None else ""
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise PairError(f"{file}, line {number}: no JSON object with prompt or prompt_ids") from None
+    for number, row in read_rows(file):
+        ids, prompt = row.get("prompt_ids"), row.get("prompt")
+        if ids is None and prompt is None:
+            raise PairError(f"{file}:{number}: neither prompt nor prompt_ids; add one of them")
         if ids is None:
             tokenizer = tokenizer or load_tokenizer(model_folder)
             if isinstance(prompt, str):

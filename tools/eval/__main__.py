@@ -9,12 +9,11 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from spot_megatron.errors import UserError
+from spot_megatron.errors import UserError, positive_int, print_error
 from spot_megatron.recipe import Evaluation
 from tools.eval.accuracy import evaluate, table
 from tools.eval.questions import read_questions
 from tools.eval.sample import Decoding
-from tools.launch import positive
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,8 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         base = evaluate(options.base, questions, decoding, options.samples, options.seed) if options.base else None
         model = evaluate(options.model, questions, decoding, options.samples, options.seed)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error(error)
     print(json.dumps({"base": base, "model": model}) if options.json else table(model, base))
     return 0
 
@@ -44,13 +42,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="HF model folder")
     parser.add_argument("--base", help="HF model folder to compare with")
     parser.add_argument("--questions", required=True, type=Path, help="JSONL of {id, question, answer, skill}")
-    parser.add_argument("--samples", type=positive, help="responses per question")
+    parser.add_argument("--samples", type=positive_int, help="responses per question")
     parser.add_argument("--temperature", type=_bounded(0), help="0: greedy")
     parser.add_argument("--top-p", type=_bounded(1e-6, 1))
     parser.add_argument("--top-k", type=_not_negative, help="0: no limit")
     parser.add_argument("--greedy", action="store_true", help="the most likely token each time (temperature 0)")
-    parser.add_argument("--max-new-tokens", type=positive, help="a longer response is cut, and graded as it stands")
-    parser.add_argument("--batch-size", type=positive)
+    parser.add_argument("--max-new-tokens", type=positive_int, help="a longer response is cut, and graded as it stands")
+    parser.add_argument("--batch-size", type=positive_int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.set_defaults(**Evaluation().model_dump(exclude={"questions"}))

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from spot_megatron.data.template import load_tokenizer
 from spot_megatron.errors import PairError, WeightError
+from spot_megatron.files import Row
 from tools.eval.questions import grade_row
 from tools.eval.sample import Decoding, sample_responses
-from tools.pairs.jsonl import Row
 
 
 def evaluate(

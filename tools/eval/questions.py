@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from spot_megatron.errors import PairError
-from tools.pairs.jsonl import Row, read_rows, text_field
+from spot_megatron.files import Row, read_rows, text_field
 from tools.tiny import skills
 
 
@@ -14,7 +14,7 @@ def read_questions(path: Path) -> list[Row]:
     """
     rows = []
     for number, row in read_rows(path):
-        where = f"{path}, line {number}"
+        where = f"{path}:{number}"
         question = text_field(row, "question" if "question" in row else "prompt", where)
         answer = row.get("answer")
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):

@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spot_megatron.errors import PairError
-from tools.pairs.cli import STARTS_OVER, existing_file, output_file, positive, print_summary, run_program
+from spot_megatron.errors import PairError, positive_int
+from spot_megatron.files import AtomicWriter, dump_line, read_rows, write_text
+from tools.pairs.cli import STARTS_OVER, existing_file, output_file, print_summary, run_program
 from tools.pairs.filter import Keep, PairFilter, Rules, load_encoder
 from tools.pairs.grade import Grader
-from tools.pairs.jsonl import AtomicWriter, dump_line, read_rows, write_text
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -22,9 +22,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="pairs.jsonl to write")
     parser.add_argument("--gamma", type=float, default=0.6, help="largest change ratio R; 1 keeps all")
     parser.add_argument(
-        "--max-tokens", type=positive, default=8192, help="longest prompt + response; longer pairs are dropped"
+        "--max-tokens", type=positive_int, default=8192, help="longest prompt + response; longer pairs are dropped"
     )
-    parser.add_argument("--min-edit-tokens", type=positive, default=1, help="fewest tokens removed plus added")
+    parser.add_argument("--min-edit-tokens", type=positive_int, default=1, help="fewest tokens removed plus added")
     parser.add_argument("--no-verify", action="store_true", help="do not grade the chosen sides once more")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report")
     return parser

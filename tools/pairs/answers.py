@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from spot_megatron.files import Row
 from tools.pairs.grade import CORRECT, NO_ANSWER, TIMEOUT, Grader
-from tools.pairs.jsonl import Row
 from tools.pairs.prompts import MARKER_END, MARKER_START
 
 # Wording that gives away that the text was corrected or that the answer was known. A phrase that the student's own

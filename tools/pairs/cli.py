@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spot_megatron.errors import PairError, UserError
+from spot_megatron.errors import EXIT_FAILURE, EXIT_STOPPED, PairError, UserError, positive_int, print_error
 from tools.pairs.client import API_KEY_VARIABLE, ChatClient
 from tools.pairs.limits import Backoff, RateLimiter
 from tools.pairs.pool import Interrupted, RunFailed
 
-INTERRUPTED_EXIT_CODE = 75  # stopped by a signal: run again
 CONTINUES = "everything finished is on file. Run again to continue."
 STARTS_OVER = "no file was written in part. Run the same command again; it starts from the beginning."
 
@@ -25,11 +24,11 @@ def run_program(main: Callable[[], None], after_signal: str = CONTINUES) -> None
     try:
         main()
     except UserError as error:
-        sys.exit(_say(f"error: {error}", UserError.exit_code))
+        sys.exit(print_error(error))
     except RunFailed as error:
-        sys.exit(_say(f"stopped: {error}", 1))
+        sys.exit(_say(f"stopped: {error}", EXIT_FAILURE))
     except (Interrupted, KeyboardInterrupt):
-        sys.exit(_say(f"stopped by a signal; {after_signal}", INTERRUPTED_EXIT_CODE))
+        sys.exit(_say(f"stopped by a signal; {after_signal}", EXIT_STOPPED))
 
 
 def _say(message: str, code: int) -> int:
@@ -50,11 +49,11 @@ def add_endpoint_options(parser: argparse.ArgumentParser, concurrency: int) -> N
         "--api-key-env", default=API_KEY_VARIABLE, metavar="NAME", help="environment variable that holds the key"
     )
     group.add_argument(
-        "--concurrency", type=positive, default=concurrency, help="requests in flight, over all endpoints"
+        "--concurrency", type=positive_int, default=concurrency, help="requests in flight, over all endpoints"
     )
     group.add_argument("--timeout", type=float, default=1800.0, help="seconds for one whole request")
     group.add_argument(
-        "--max-calls", type=positive, default=10, help="HTTP calls for one request before it is given up"
+        "--max-calls", type=positive_int, default=10, help="HTTP calls for one request before it is given up"
     )
     group.add_argument("--requests-per-minute", type=float, help="rate limit of this process")
     group.add_argument(
@@ -62,7 +61,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser, concurrency: int) -> N
     )
     group.add_argument(
         "--max-failures",
-        type=positive,
+        type=positive_int,
         default=20,
         help="stop when that many requests in a row are given up, or the first ones all refused",
     )
@@ -92,13 +91,6 @@ def make_client(args: argparse.Namespace) -> ChatClient:
         backoff=Backoff(base=args.backoff_seconds),
         key_variable=args.api_key_env,
     )
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def json_object(text: str) -> dict[str, Any]:

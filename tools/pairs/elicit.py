@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError
+from spot_megatron.files import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
 from tools.pairs.client import CallFailed, ChatClient, Completion
 from tools.pairs.grade import CORRECT, NO_ANSWER, WRONG, Grader, Verdict
 from tools.pairs.journal import Fields, Journal, check_fields
-from tools.pairs.jsonl import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
 from tools.pairs.pool import FailureStreak, progress_bar, run_pool
 from tools.pairs.questions import QuestionSet
 from tools.pairs.sampling import Key, Sampling, Shard, error_id

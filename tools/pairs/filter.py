@@ -12,9 +12,9 @@ from pathlib import Path
 from rapidfuzz.distance import LCSseq
 
 from spot_megatron.errors import PairError
+from spot_megatron.files import FINISH_REASONS, Row, answer_field, id_field, text_field
 from tools.pairs.answers import find_leak
 from tools.pairs.grade import CORRECT, Grader
-from tools.pairs.jsonl import FINISH_REASONS, Row, answer_field, id_field, text_field
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
 _BATCH = 64  # rows that are tokenised together
@@ -89,7 +89,7 @@ class PairFilter:
     def run(self, rows: Iterable[tuple[int, Row]], source: Path) -> Iterator[Keep | Drop]:
         """One decision per row, in order. Raises PairError naming the line of a broken row or the repeated id."""
         rows = iter(rows)
-        while batch := [read_candidate(row, f"{source}, line {number}") for number, row in islice(rows, _BATCH)]:
+        while batch := [read_candidate(row, f"{source}:{number}") for number, row in islice(rows, _BATCH)]:
             ids = self.encode([text for item in batch for text in (item.prompt, item.chosen, item.rejected)])
             for index, candidate in enumerate(batch):
                 if candidate.id in self._ids:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spot_megatron.errors import PairError
+from spot_megatron.files import Row, write_text
 from tools.pairs.answers import judge_edit
 from tools.pairs.grade import Grader
-from tools.pairs.jsonl import Row, write_text
 from tools.pairs.oracle import HUMAN
 from tools.pairs.prompts import MARKER_END, MARKER_START
 from tools.pairs.rectify import Rectification
@@ -59,7 +59,7 @@ def read_edits(path: Path) -> Iterator[HumanEdit]:
             expected = _expected(identifier, body)
             if not mark.startswith(expected):
                 raise PairError(
-                    f"{path}, line {number}: found {mark!r} where {expected!r} must come next. Put that line back."
+                    f"{path}:{number}: found {mark!r} where {expected!r} must come next. Put that line back."
                 )
         if mark.startswith(HEADING):
             identifier = mark[len(HEADING) :]
@@ -96,7 +96,7 @@ def import_edits(path: Path, rectification: Rectification, grader: Grader) -> di
     for edit in edits:
         if edit.id not in rectification.errors:
             raise PairError(
-                f"{path}, line {edit.line}: the errors file has no error {edit.id!r}. Use the file that it came from."
+                f"{path}:{edit.line}: the errors file has no error {edit.id!r}. Use the file that it came from."
             )
     for edit in edits:
         error = rectification.errors[edit.id]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError
-from tools.pairs.jsonl import Row, dump_line, parse_line, write_text
+from spot_megatron.files import Row, dump_line, parse_line, write_text
 
 Fields = dict[str, type]  # what a record must hold
 _TAIL_BLOCK = 1 << 16
@@ -90,7 +90,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Row]]:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            yield offset, parse_line(line, f"{path}, line {number}")
+            yield offset, parse_line(line, f"{path}:{number}")
             offset += len(line)
 
 

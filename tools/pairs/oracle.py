@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError
-from tools.pairs.jsonl import Row, answer_field, id_field, read_rows, text_field
+from spot_megatron.files import Row, answer_field, id_field, read_rows, text_field
 from tools.pairs.prompts import rectify_messages
 
 PROMPT_OVERHEAD_TOKENS = 64  # what a chat template may add to the text
@@ -70,7 +70,7 @@ def read_errors(path: Path) -> dict[str, Row]:
     """Rows of errors.jsonl by id. Raises PairError naming file and line for a missing field or a repeated id."""
     errors: dict[str, Row] = {}
     for number, row in read_rows(path):
-        where = f"{path}, line {number}"
+        where = f"{path}:{number}"
         for key in ("question", "response"):
             text_field(row, key, where)
         row["answer"] = answer_field(row, "answer", where)

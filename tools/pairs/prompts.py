@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tools.pairs.jsonl import Row
+from spot_megatron.files import Row
 
 PROMPT_VERSION = "surgical-1"
 MARKER_START = "=== CORRECTED STARTED ==="

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError
-from tools.pairs.jsonl import Row, answer_field, read_rows
+from spot_megatron.files import Row, answer_field, read_rows
 
 _QUESTION_KEYS = ("question", "prompt", "problem")
 _ANSWER_KEYS = ("answer", "ground_truth", "solution", "final_answer")
@@ -80,7 +80,7 @@ def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     if path.suffix == ".parquet":
         yield from _read_parquet(path)
     else:
-        yield from ((f"{path}, line {number}", row) for number, row in read_rows(path))
+        yield from ((f"{path}:{number}", row) for number, row in read_rows(path))
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:

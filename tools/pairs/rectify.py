@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError, UserError
+from spot_megatron.files import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
 from tools.pairs.answers import judge_edit, parse_edit, rejected
 from tools.pairs.client import CallFailed, ChatClient, Completion
 from tools.pairs.grade import Grader
 from tools.pairs.journal import Fields, Journal, check_fields
-from tools.pairs.jsonl import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
 from tools.pairs.limits import Budget, Payment, Places, Prices
 from tools.pairs.oracle import HUMAN, Oracle
 from tools.pairs.pool import FailureStreak, Interrupted, RunFailed, progress_bar, run_pool

@@ -11,8 +11,8 @@ import jinja2
 from markupsafe import Markup, escape
 from rapidfuzz.distance import LCSseq
 
+from spot_megatron.files import Row, write_text
 from tools.pairs.filter import Drop, Keep, Measures
-from tools.pairs.jsonl import Row, write_text
 
 NUM_SAMPLES = 12
 CONTEXT_WORDS = 30  # kept on each side of an edit; longer unchanged stretches are folded

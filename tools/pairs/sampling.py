@@ -5,7 +5,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from tools.pairs.jsonl import Row
+from spot_megatron.files import Row
 from tools.pairs.prompts import elicit_messages
 from tools.pairs.questions import Question
 

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from spot_megatron.files import Row, write_rows
 from tools.eval.sample import Decoding, Response, sample_responses
 from tools.pairs.filter import Rules, measure
-from tools.pairs.jsonl import Row, write_rows
 from tools.tiny import pretrain, skills, tokenizer
 
 STAGES = ("tokenizer", "pretrain", "pairs")

@@ -120,8 +120,8 @@ def test_prompts_that_cannot_be_read(source, tmp_path, capfd):
     for content, words in [
         (None, "cannot be read"),
         ("", "holds no prompts"),
-        ('{"x": 1}\n', "line 1"),
-        ("{", "line 1"),
+        ('{"x": 1}\n', ":1: "),
+        ("{", ":1: "),
     ]:
         if content is not None:
             (tmp_path / "prompts").write_text(content)

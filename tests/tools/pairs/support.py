@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from spot_megatron.files import Row, read_rows, write_rows
 from tools.oracle.http_server import Faults, Service, serve
 from tools.pairs.client import ChatClient
 from tools.pairs.grade import Grader
-from tools.pairs.jsonl import Row, read_rows, write_rows
 from tools.pairs.limits import Backoff, Prices
 from tools.pairs.oracle import Oracle
 from tools.pairs.prompts import MARKER_END, MARKER_START

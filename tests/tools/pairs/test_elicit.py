@@ -7,10 +7,10 @@ import operator
 import pytest
 
 from spot_megatron.errors import PairError
+from spot_megatron.files import write_rows
 from tests.tools.pairs.support import oracle_server, rows, run, write_questions
 from tools.elicit import arguments
 from tools.pairs.elicit import Elicitation
-from tools.pairs.jsonl import write_rows
 from tools.pairs.questions import Question, QuestionSet, read_questions
 from tools.pairs.sampling import Sampling, Shard, error_id
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spot_megatron.errors import PairError
+from spot_megatron.files import AtomicWriter, dump_line, read_rows, text_field, write_rows
 from tests.tools.pairs.support import ENVIRONMENT, ROOT
 from tools.pairs.elicit import Elicitation
 from tools.pairs.filter import read_candidate
 from tools.pairs.human import HumanEdit, export_errors, read_edits
 from tools.pairs.journal import Journal, read_records
-from tools.pairs.jsonl import AtomicWriter, dump_line, read_rows, text_field, write_rows
 from tools.pairs.limits import Prices
 from tools.pairs.oracle import Oracle, read_errors
 from tools.pairs.questions import Question, QuestionSet, read_questions
@@ -50,7 +50,7 @@ READERS = {
     "rows": lambda path: list(read_rows(path)),
     "questions": read_questions,
     "errors": read_errors,
-    "rectified": lambda path: [read_candidate(row, f"{path}, line {number}") for number, row in read_rows(path)],
+    "rectified": lambda path: [read_candidate(row, f"{path}:{number}") for number, row in read_rows(path)],
     "journal": lambda path: Journal(path, {}).close(),
     "records": lambda path: list(read_records(path)),
     "human": lambda path: list(read_edits(path)),
@@ -87,10 +87,10 @@ def resume_rectification(path):
 def test_a_malformed_line_is_named(tmp_path, line):
     path = tmp_path / "file.jsonl"
     path.write_bytes(b'{"a": 0}\n' + line + b'\n{"a": 3}\n')
-    with pytest.raises(PairError, match="line 2: ") as caught:
+    with pytest.raises(PairError, match=":2: ") as caught:
         list(read_rows(path))
     assert str(path) in str(caught.value)
-    with pytest.raises(PairError, match="line 2: "):
+    with pytest.raises(PairError, match=":2: "):
         list(read_records(path))
 
 
@@ -142,7 +142,7 @@ def test_a_missing_file_and_a_wrong_field_are_named(tmp_path):
         list(read_rows(tmp_path / "none.jsonl"))
     with pytest.raises(PairError, match="`answer` is missing"):
         text_field({}, "answer", "here")
-    with pytest.raises(PairError, match="`answer` is a int"):
+    with pytest.raises(PairError, match="`answer` is a number"):
         text_field({"answer": 3}, "answer", "here")
 
 
@@ -239,7 +239,7 @@ def test_a_damaged_human_file_is_refused_at_the_right_line(tmp_path):
     with pytest.raises(PairError, match="ends before '=== CORRECTED ENDED ==='"):
         list(read_edits(path))
     path.write_text("\n".join([*lines[: marker - 2], *lines[marker - 1 :]]))
-    with pytest.raises(PairError, match=rf"line {marker}: found '=== CORRECTED ENDED ==='"):
+    with pytest.raises(PairError, match=rf":{marker}: found '=== CORRECTED ENDED ==='"):
         list(read_edits(path))
     path.write_bytes("\r\n".join(lines).encode())
     assert list(read_edits(path)) == [HumanEdit("a", "r\r", marker + 1)]

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from spot_megatron.data.records import read_pairs
 from spot_megatron.errors import PairError
+from spot_megatron.files import Row, write_rows
 from tests.tools.pairs.support import ASSETS, an_error, rows, run
 from tools.pairs.filter import Drop, Keep, PairFilter, Rules, load_encoder, measure
 from tools.pairs.grade import shared_grader
-from tools.pairs.jsonl import Row, write_rows
 
 RIGHT = r"here 4*2=8. then 7*9=63. the answer is \boxed{8,63}."
 IDS = st.lists(st.integers(0, 5), max_size=25)

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from spot_megatron.files import write_rows
 from tests.tools.pairs.grading_cases import BOXED, WHOLE
 from tests.tools.pairs.support import rows, run
 from tools.pairs import grade as package_grade
 from tools.pairs.grade import Grader, compare_as_text, grade
-from tools.pairs.jsonl import write_rows
 from tools.pairs.math_text import clean, find_boxed
 
 TIME_LIMIT = 1.5
@@ -148,6 +148,6 @@ def test_program_keeps_order_and_names_bad_lines(tmp_path):
     source.write_text('{"id": 1, "response": "x"}\n')
     result = run("grade", "--input", source, "--output", target, check=False)
     assert result.returncode == 2
-    assert "line 1" in result.stderr
+    assert ":1: " in result.stderr
     assert "answer" in result.stderr
     assert len(rows(target)) == 3  # the former output is still whole

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from spot_megatron.files import write_rows
 from tests.tools.pairs.support import ASSETS, ENVIRONMENT, ROOT, an_error, program, rows, run, write_questions
-from tools.pairs.jsonl import write_rows
 
 ENDPOINT = ("--base-url", "http://127.0.0.1:9/v1", "--model", "m")
 
@@ -85,7 +85,7 @@ def test_every_graded_row_needs_its_own_id(tmp_path, second, message):
     write_rows(tmp_path / "in.jsonl", [{"id": 1, **answer}, {**second, **answer}])
     result = run("grade", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", check=False)
     assert result.returncode == 2
-    assert f"in.jsonl, line 2: {message}" in result.stderr
+    assert f"in.jsonl:2: {message}" in result.stderr
     assert not (tmp_path / "out.jsonl").exists()
     write_rows(tmp_path / "in.jsonl", [{"id": 1, **answer}])
     run("grade", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")

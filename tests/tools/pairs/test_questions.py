@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from spot_megatron.errors import PairError
-from tools.pairs.jsonl import write_rows
+from spot_megatron.files import write_rows
 from tools.pairs.questions import Question, read_questions
 
 DAPO_TEXT = (
@@ -77,13 +77,13 @@ def test_ids_from_content_survive_reordering(tmp_path):
         ({"answer": 1}, "no question"),
         ({"question": " ", "answer": 1}, "question is empty"),
         ({"question": "q"}, "no answer"),
-        ({"question": "q", "answer": True}, "`answer` is a bool"),
+        ({"question": "q", "answer": True}, "`answer` is true or false"),
         ({"question": "q", "answer": [1]}, "`answer` is a list"),
         ({"question": "q", "answer": " "}, "no answer"),
         ({"question": "q", "answer": 1, "id": [1]}, "id"),
         ({"prompt": [], "answer": 1}, "last is a user's turn"),
         ({"prompt": [{"role": "assistant", "content": "a"}], "answer": 1}, "last is a user's turn"),
-        ({"prompt": 3, "answer": 1}, "must be text"),
+        ({"prompt": 3, "answer": 1}, "must be (text|a string)"),
     ],
 )
 def test_a_broken_row_is_named(tmp_path, row, message):
@@ -91,13 +91,13 @@ def test_a_broken_row_is_named(tmp_path, row, message):
     write_rows(path, [{"question": "fine", "answer": 1}, row])
     with pytest.raises(PairError, match=message) as caught:
         read_questions(path)
-    assert f"{path}, line 2: " in str(caught.value)
+    assert f"{path}:2: " in str(caught.value)
 
 
 def test_an_id_for_two_questions_and_an_empty_file_are_refused(tmp_path):
     path = tmp_path / "q.jsonl"
     write_rows(path, [{"id": "a", "question": "q", "answer": 1}, {"id": "a", "question": "q", "answer": 2}])
-    with pytest.raises(PairError, match="line 2: id 'a' already belongs"):
+    with pytest.raises(PairError, match=":2: id 'a' already belongs"):
         read_questions(path)
     path.write_text("\n")
     with pytest.raises(PairError, match="holds no question"):

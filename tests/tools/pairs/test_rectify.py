@@ -5,11 +5,11 @@ import json
 import pytest
 
 from spot_megatron.errors import PairError
+from spot_megatron.files import write_rows
 from tests.tools.pairs.support import RIGHT, WRONG, an_error, errors_of, marked, oracle_server, rectify, rows, run
 from tools.oracle.http_server import Answer, RefusedRequest
 from tools.pairs.grade import Grader
 from tools.pairs.human import export_errors, import_edits
-from tools.pairs.jsonl import write_rows
 from tools.pairs.limits import Prices
 from tools.pairs.oracle import Oracle, read_errors
 from tools.pairs.rectify import Rectification
@@ -95,7 +95,7 @@ def test_broken_error_rows_are_named(tmp_path, row, message):
     write_rows(path, [an_error("q0"), row])
     with pytest.raises(PairError, match=message) as caught:
         read_errors(path)
-    assert "line 2" in str(caught.value)
+    assert ":2: " in str(caught.value)
 
 
 def test_a_person_can_be_the_oracle(tmp_path):

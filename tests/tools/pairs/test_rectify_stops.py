@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
+from spot_megatron.files import write_rows
 from tests.tools.pairs.support import RIGHT, WRONG, an_error, errors_of, marked, rectify, rows, run
 from tools.oracle.http_server import Answer, Faults, RefusedRequest
-from tools.pairs.jsonl import write_rows
 from tools.pairs.limits import Prices
 from tools.pairs.oracle import Oracle
 from tools.pairs.pool import Interrupted, RunFailed, run_pool

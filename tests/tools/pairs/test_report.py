@@ -4,9 +4,9 @@ import html.parser
 import json
 import re
 
+from spot_megatron.files import write_rows
 from tests.tools.pairs.support import ASSETS, an_error, run
 from tools.pairs.filter import Keep, Measures
-from tools.pairs.jsonl import write_rows
 from tools.pairs.report import CONTEXT_WORDS, ReportData, histogram, word_diff
 
 RIGHT = r"here 4*2=8. then 7*9=63. the answer is \boxed{8,63}."
