@@ -106,10 +106,10 @@ def tokenize_pairs(
     if texts:
         _check_tokenizer(texts[0], tokenizer)
     ends = None if tokenizer is None else find_end_tokens(tokenizer, _rendered_turns(tokenizer, enable_thinking, now))
-    tokenized_texts = iter([])
-    if texts:
-        assert tokenizer is not None and ends is not None
-        tokenized_texts = iter(_tokenize(texts, tokenizer, ends, enable_thinking, now))
+    tokenized = (
+        _tokenize(texts, tokenizer, ends, enable_thinking, now) if tokenizer is not None and ends is not None else []
+    )
+    tokenized_texts = iter(tokenized)
     pairs: list[TokenPair] = []
     dropped: dict[str, list[str]] = {}
     for record in records:
@@ -185,7 +185,7 @@ def _prompt_ids(
     try:
         ids: Any = tokenizer.apply_chat_template(
             messages,
-            tools=pair.tools,
+            tools=list(pair.tools) if pair.tools else None,
             chat_template=template,
             add_generation_prompt=True,
             tokenize=True,
