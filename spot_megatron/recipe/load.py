@@ -74,9 +74,9 @@ def find_recipe(name: str | Path) -> Path:
             f"{str(name)!r} is not a file, and named recipes are part of the repository, not of the installed package: "
             "give the path of a YAML file, or run from a clone of the repository installed with pip install --editable"
         )
+    hint = did_you_mean(str(name), known) or "."
     raise RecipeError(
-        f"recipe {str(name)!r} was not found{did_you_mean(str(name), known) or '.'} Known recipes: {', '.join(known)}. "
-        "Or give the path of a YAML file"
+        f"recipe {str(name)!r} was not found{hint} Known recipes: {', '.join(known)}. Or give the path of a YAML file"
     )
 
 
