@@ -147,7 +147,7 @@ def pairs_of_files(recipe: Recipe, files: Sequence[Path]) -> Workload:
 
 
 def _by_characters(record: Pair) -> TokenPair:
-    prompt = record.prompt if isinstance(record.prompt, str) else "".join(str(m["content"]) for m in record.prompt)
+    prompt = record.prompt if isinstance(record.prompt, str) else "".join(str(m.get("content")) for m in record.prompt)
     same = next((i for i, (a, b) in enumerate(zip(record.chosen, record.rejected, strict=False)) if a != b), None)
     shared = min(len(record.chosen), len(record.rejected)) if same is None else same
     prompt_tokens, chosen, rejected, shared = (
