@@ -1,7 +1,7 @@
 """Checkpoints of a run: whole or absent, resumable to the same bits, loadable at another parallel split.
 
     checkpoints/step_00000050/   model/      Megatron distributed checkpoint of the weights
-                                 optimizer/  the same of the optimizer, resharded to any TP, PP and DP
+                                 optimizer/  the optimizer's state, each rank's part in a file (optimizer_state.py)
                                  hf/         what an export needs besides the weights
                                  state.json  step, reward shift, the run's first date, and its identity
 
@@ -15,26 +15,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from spot_megatron.errors import CheckpointError
 from spot_megatron.files import write_json
 from spot_megatron.hf.side_files import save_side_files
 from spot_megatron.objective.shift import RewardShift
-from spot_megatron.parallel.versions import offsets_without_padding, own_step_counters, ready_to_load
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.optim import Policy
-from spot_megatron.weights.checkpoint import load_model, model_state, save_model
-
-METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+from spot_megatron.train.optimizer_state import load_optimizer, save_optimizer
+from spot_megatron.weights.checkpoint import load_model, save_model
 
 # Sections and keys whose change would make the rest of a run another run.
 _FIXED = ("seed", "model", "objective", "train", "optim", "precision")
@@ -123,9 +119,7 @@ class Checkpoints:
             (partial / "optimizer").mkdir(parents=True)
         dist.barrier()
         save_model(policy.bare, partial / "model")
-        with offsets_without_padding(policy.parts):
-            state = policy.optimizer.sharded_state_dict(model_state(policy.bare), metadata=METADATA)
-        dist_checkpointing.save({"optimizer": state}, str(partial / "optimizer"))
+        save_optimizer(policy, partial / "optimizer")
         if main:
             save_side_files(self.hf_folder, partial)
             content = {"step": step, "shift": shift.state_dict(), "started": self.started.isoformat()}
@@ -150,18 +144,7 @@ class Checkpoints:
         state = read_state(checkpoint)
         check_identity(checkpoint, state, self.identity)
         load_model(policy.bare, checkpoint / "model")
-        _load_optimizer(policy, checkpoint / "optimizer")
+        step = int(state["step"])
+        load_optimizer(policy, checkpoint / "optimizer", step)
         shift.load_state_dict(state["shift"])
-        return int(state["step"])
-
-
-def _load_optimizer(policy: Policy, folder: Path) -> None:
-    parts: Sequence[DistributedOptimizer] = policy.parts
-    for part in parts:
-        ready_to_load(part)
-    with offsets_without_padding(parts):
-        wanted = policy.optimizer.sharded_state_dict(model_state(policy.bare), is_loading=True, metadata=METADATA)
-    loaded = dist_checkpointing.load({"optimizer": wanted}, str(folder))
-    policy.optimizer.load_state_dict(loaded["optimizer"])
-    for part in parts:
-        own_step_counters(part)
+        return step
