@@ -16,7 +16,6 @@ from pathlib import Path
 
 from spot_megatron.errors import UserError, positive_int, print_error
 from spot_megatron.plan.estimate import make_planner
-from spot_megatron.plan.figure import write_figure
 from spot_megatron.plan.hardware import find_gpu
 from spot_megatron.plan.report import as_dict, text
 from spot_megatron.plan.search import best_layouts, cheapest_fits
@@ -40,6 +39,8 @@ def _run(options: argparse.Namespace) -> int:
     best = best_layouts(planner, recipe, options.gpus) if options.best else []
     print(json.dumps(as_dict(estimate, fits, best), indent=1) if options.json else text(estimate, fits, best))
     if options.figure:
+        from spot_megatron.plan.figure import write_figure  # Bokeh takes half a second to import
+
         write_figure(options.figure, estimate, fits, best)
     return 0 if estimate.fits else 1
 
