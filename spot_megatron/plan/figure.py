@@ -8,8 +8,8 @@ from pathlib import Path
 from spot_megatron.errors import RecipeError
 from spot_megatron.plan.estimate import Estimate
 from spot_megatron.plan.hardware import GIB
-from spot_megatron.plan.report import MEMORY_NAMES, duration, layout_words, parameters, step_groups
 from spot_megatron.plan.search import Option
+from spot_megatron.plan.text import MEMORY_NAMES, duration, layout_words, parameters, step_groups
 from spot_megatron.report.charts import Chart, stacked_bar
 from spot_megatron.report.html import render_page
 
@@ -28,7 +28,7 @@ def write_figure(path: Path, estimate: Estimate, fits: Sequence[Option], best: S
         parameters=parameters(estimate),
         layout=layout_words(estimate),
         total=duration(estimate.seconds),
-        usable=estimate.job.gpu.usable_bytes / GIB,
+        usable=estimate.inputs.gpu.usable_bytes / GIB,
         gib=GIB,
         memory=memory,
         times=times,
@@ -44,8 +44,8 @@ def write_figure(path: Path, estimate: Estimate, fits: Sequence[Option], best: S
 def _memory_bars(estimate: Estimate, options: Sequence[Option]) -> list[Chart]:
     """The recipe's memory and, below it, the alternatives', on one scale with the usable memory as a mark."""
     shown = [("This recipe", estimate), *((option.flags, option.estimate) for option in options if option.flags)]
-    shown = [shown[0], *(pair for pair in shown[1:] if pair[1].job.gpu is estimate.job.gpu)][:6]
-    usable = estimate.job.gpu.usable_bytes
+    shown = [shown[0], *(pair for pair in shown[1:] if pair[1].inputs.gpu is estimate.inputs.gpu)][:6]
+    usable = estimate.inputs.gpu.usable_bytes
     scale = max(usable * 1.06, *(found.memory.total for _, found in shown))
     return [
         stacked_bar(

@@ -12,8 +12,8 @@ from bokeh.models import BasicTicker, ColumnDataSource, HoverTool, Range1d
 from bokeh.models.annotations import Span
 from bokeh.plotting import figure
 
+from spot_megatron.report.numbers import number
 from spot_megatron.report.plot import GRAY, PALETTE, RED, Curve, draw_curve, hover_steps, new_figure
-from spot_megatron.report.text import number
 
 MAX_ROWS = 240  # of a table of steps
 SMOOTH_FROM = 100  # steps from which noisy curves get a moving mean

@@ -9,8 +9,8 @@ from datetime import timedelta
 from statistics import median
 from typing import Any, Literal
 
+from spot_megatron.report.numbers import number
 from spot_megatron.report.run import Run, Score
-from spot_megatron.report.text import number
 
 LAST = 10  # steps that a "mean of the last" is taken over
 FIRST_LOSS_TOLERANCE = 0.01  # relative; the run's own gate is finer, this catches a file of another run

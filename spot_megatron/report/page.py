@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spot_megatron.errors import CheckpointError
+from spot_megatron.files import AtomicWriter
 from spot_megatron.report import facts
 from spot_megatron.report.charts import Chart, Group, Level, histogram, line_chart, link_steps
 from spot_megatron.report.html import render_page
@@ -34,12 +34,10 @@ def write_page(run_folder: Path, against: Sequence[Path] = ()) -> Path:
         )
     page = render([read_run(Path(folder)) for folder in (run_folder, *against)])
     path = Path(run_folder) / "report.html"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_bytes(page.encode("utf-8", "replace"))
-        partial.replace(path)
+        with AtomicWriter(path) as file:
+            file.write(page.encode("utf-8", "replace"))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written ({error}); make room or allow writing there") from None
     return path
 

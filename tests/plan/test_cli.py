@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from spot_megatron.plan.hardware import GIB
-from spot_megatron.plan.report import MEMORY_NAMES
+from spot_megatron.plan.text import MEMORY_NAMES
 from tests.support import random_pairs, write_token_pairs
 from tools.plan import main
 

@@ -8,8 +8,8 @@ import pytest
 from bokeh.models import GlyphRenderer, HoverTool, LinearScale, LogScale
 
 from spot_megatron.report.charts import MAX_ROWS, Group, Level, histogram, line_chart, stacked_bar
+from spot_megatron.report.numbers import number
 from spot_megatron.report.plot import MAX_BUCKETS, PALETTE, Curve, moving_mean
-from spot_megatron.report.text import number
 from tests.report.runs import drawn, lines
 
 BLUE = PALETTE[0]

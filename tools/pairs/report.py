@@ -14,8 +14,8 @@ from rapidfuzz.distance import LCSseq
 from spot_megatron.files import Row, write_text
 from spot_megatron.report.charts import Chart, Group, Level, histogram, stacked_bar
 from spot_megatron.report.html import render_page
+from spot_megatron.report.numbers import number
 from spot_megatron.report.plot import PALETTE
-from spot_megatron.report.text import number
 from tools.pairs.filter import Drop, Keep, Measures
 
 NUM_SAMPLES = 12
