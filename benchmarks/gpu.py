@@ -111,7 +111,7 @@ def train(recipe: Recipe, hf: HFModelConfig, dataset: PreferencePairDataset, top
         plan = one_pass(recipe, dataset, hf, topology).plan(0)[topology.data_rank]
         packs = [dataset.pack(pairs, layout, multiple) for pairs in plan]
         reference = reference_sums(chunks, len(dataset), packs, topology)
-    policy = make_trainable(chunks, recipe, topology.device.type)
+    policy = make_trainable(chunks, recipe)
     shift = RewardShift(recipe.objective.shift.kind, recipe.objective.shift.decay)
     loss = ObjectiveLoss(recipe.objective, shift, reference)
     sampler = training_batches(recipe, dataset, hf, topology)

@@ -45,6 +45,7 @@ class Pair:
     meta: dict[str, Any] = field(default_factory=dict)
     chosen_ids: list[int] | None = None  # sampled ids, end token included: used instead of tokenising the text again
     rejected_ids: list[int] | None = None
+    tools: list[Message] | None = None  # JSON schemas of functions, for the chat template
     source: str = ""  # "file:line"
 
     needs_tokenizer = True

@@ -1,10 +1,11 @@
-"""Where Megatron-Core 0.16.1 to 0.19.2 need a hand, each told apart by what is there, not by a version number.
+"""Differences and defects of Megatron-Core 0.16.1 to 0.19.2, recognised by its code, not by a version number.
 
-Every guard stands here; the rest of the code is written for all of them alike.
+The rest of the project is written for all of these versions alike.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,12 +34,6 @@ def mark_split_weights(model: torch.nn.Module) -> None:
             tensor_parallel.set_tensor_model_parallel_attributes(module.weight, True, dim, 1)
 
 
-def name_engine_gemm(moe_utils: Any) -> None:
-    """Without Transformer Engine the router asks for a name that some versions never define."""
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
-
-
 def ready_to_load(part: DistributedOptimizer) -> None:
     """Has an optimizer take a checkpoint's states as Megatron's fully reshardable loader hands them out.
 
@@ -52,7 +47,7 @@ def ready_to_load(part: DistributedOptimizer) -> None:
             for group in inner.param_groups:
                 for param in group["params"]:
                     zeros = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
-                    inner.state[param] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
+                    inner.state[param] = {"step": torch.zeros((), dtype=torch.float32, device=param.device), **zeros}
         part._set_main_param_and_optimizer_states = partial(_copy_states, part)
     elif getattr(inner, "store_param_remainders", False):
         part._set_main_param_and_optimizer_states = partial(_set_remainders, part._set_main_param_and_optimizer_states)
@@ -75,10 +70,15 @@ def _set_remainders(megatrons_setter: Any, model_param: Tensor, tensors: dict[st
 def offsets_without_padding(parts: Sequence[DistributedOptimizer]) -> Iterator[None]:
     """While optimizer states are taken apart into parameters, for a checkpoint or from one.
 
-    All versions join the states of a buffer's buckets without the padding behind each bucket, and then look parameters
-    up at offsets that count it: everything behind the first padded bucket would be another parameter's, silently.
-    Padded are buckets that are no multiple of 128 and of the data-parallel size: of small models, or at sizes like 6.
+    Up to 0.19.2 Megatron-Core joins the states of a buffer's buckets without the padding behind each bucket, and then
+    looks parameters up at offsets that count it: everything behind the first padded bucket would be another
+    parameter's. A bucket is padded if its size is not a multiple of 128 and of the data-parallel size: in small models,
+    or at sizes like 6. Later versions adjust the offsets themselves (Megatron-LM pull request 5077); both adjustments
+    together would be as wrong as none.
     """
+    if _adjusts_offsets():
+        yield
+        return
     buffers = list({id(buffer): buffer for part in parts for buffer in part.buffers}.values())
     padded = [buffer.param_index_map for buffer in buffers]
     for buffer in buffers:
@@ -93,6 +93,10 @@ def offsets_without_padding(parts: Sequence[DistributedOptimizer]) -> Iterator[N
     finally:
         for buffer, index_map in zip(buffers, padded, strict=True):
             buffer.param_index_map = index_map
+
+
+def _adjusts_offsets() -> bool:
+    return "padding_adjustment" in inspect.getsource(DistributedOptimizer.sharded_param_state_fully_reshardable)
 
 
 def own_step_counters(part: DistributedOptimizer) -> None:

@@ -29,13 +29,13 @@ from spot_megatron.errors import WeightError
 from spot_megatron.hf.config import HFModelConfig, read_hf_config
 from spot_megatron.hf.folder import HFFolder
 from spot_megatron.hf.index import HFIndex, check_folder
-from spot_megatron.hf.names import hf_shapes, resolve, rows_for
+from spot_megatron.hf.names import hf_shapes, resolve, weight_map
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import PairGPT, build_model
 from spot_megatron.parallel.cpu import redirect_cuda
 from spot_megatron.plan.model_shapes import model_shape
 from spot_megatron.recipe import Memory, Model, Parallel, Precision, Recipe
-from spot_megatron.weights.load import read_parts
+from spot_megatron.weights.load import read_slices
 from spot_megatron.weights.placement import Placement, layer_offset
 from spot_megatron.weights.shards import merge
 
@@ -190,7 +190,7 @@ class Holdings:
 
     def __init__(self, config: HFModelConfig) -> None:
         self.config = config
-        self.rows = rows_for(config)
+        self.mappings = weight_map(config)
         self.shapes = hf_shapes(config)
         self.holders: dict[str, dict[Part, tuple[int, int, int, str]]] = {name: {} for name in self.shapes}
 
@@ -205,17 +205,19 @@ class Holdings:
         for stage, chunk in enumerate(chunks):
             offset = layer_offset(chunk)
             for name, parameter in chunk.named_parameters():
-                row, hf_names = resolve(self.rows, name, offset, placement.expert_offset(self.config.num_experts))
-                group = placement.part(row).group
-                parts = read_parts(folder, row, hf_names, parameter.shape[0], group.rank(), group.size())
-                loaded = merge(parts, row.layout, self.config.head_dim)
+                mapping, hf_names = resolve(
+                    self.mappings, name, offset, placement.expert_offset(self.config.num_experts)
+                )
+                group = placement.replica_group(mapping).ranks
+                parts = read_slices(folder, mapping, hf_names, parameter.shape[0], group.rank(), group.size())
+                loaded = merge(parts, mapping.sharding, self.config.head_dim)
                 if loaded.shape != parameter.shape:
                     raise WeightError(
                         f"{name} of {place} has the shape {tuple(parameter.shape)}, but the weight map loads "
                         f"{tuple(loaded.shape)} from {', '.join(hf_names)}"
                     )
-                if row.exported:  # else a copy: the last stage's of a tied embedding
-                    self._hold(folder.reads, (place.pipeline, stage, place.expert if row.num_experts else 0, name))
+                if mapping.exported:  # else a copy: the last stage's of a tied embedding
+                    self._hold(folder.reads, (place.pipeline, stage, place.expert if mapping.num_experts else 0, name))
                 folder.reads.clear()
 
     def _hold(self, reads: Sequence[tuple[str, Part]], holder: tuple[int, int, int, str]) -> None:

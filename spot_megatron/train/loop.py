@@ -28,6 +28,7 @@ from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import build_model
 from spot_megatron.objective.losses import VALUE_AT_REFERENCE
 from spot_megatron.objective.shift import RewardShift
+from spot_megatron.parallel.device import make_deterministic
 from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Precision, Recipe
 from spot_megatron.report import write_report
@@ -79,7 +80,7 @@ def work(job: Job) -> int:
     job.heartbeat.beat(0, "reference pass")
     reference = reference_pass(job, chunks, weights)
 
-    policy = make_trainable(chunks, recipe, topology.device.type)
+    policy = make_trainable(chunks, recipe)
     shift = RewardShift(recipe.objective.shift.kind, recipe.objective.shift.decay)
     stopped = train(job, policy, shift, reference)
     if stopped:
@@ -98,9 +99,7 @@ def work(job: Job) -> int:
 def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Job:
     """Reads the data and prepares the run folder."""
     if recipe.deterministic:
-        torch.use_deterministic_algorithms(True)
-        if topology.device.type == "cpu":
-            torch.set_num_threads(1)
+        make_deterministic(topology.device)
     hf_folder = resolve_model(recipe.model.hf)
     hf = read_hf_config(hf_folder)
     transformer_config(hf, recipe, topology.device.type)  # its limits are told before the data is read

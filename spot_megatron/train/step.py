@@ -22,15 +22,17 @@ import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core import tensor_parallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from spot_megatron.data.pack import Pack
-from spot_megatron.model.attention.pair import PairSeqParams, own_rows, pair_seq_params
+from spot_megatron.model.attention.pair import PairSeqParams, own_positions, pair_seq_params
 from spot_megatron.objective.losses import pair_losses, pair_rewards
 from spot_megatron.objective.reward import score_pairs, segment_sums
 from spot_megatron.objective.shift import RewardShift
 from spot_megatron.parallel.device import to_device
 from spot_megatron.parallel.groups import Topology
+from spot_megatron.parallel.pipeline import known_shapes
 from spot_megatron.recipe import Objective
 
 LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Any]]]
@@ -66,10 +68,10 @@ class StepSums:
 
 
 def microbatch(pack: Pack, device: torch.device, context_rank: int = 0, context_size: int = 1) -> MicroBatch:
-    rows = own_rows(pack, context_rank, context_size)
+    positions = own_positions(pack, context_rank, context_size)
 
     def own(array: np.ndarray) -> Tensor:
-        return to_device(array[rows], device)[None]
+        return to_device(array[positions], device)[None]
 
     layout = pair_seq_params(pack, device, context_rank, context_size)
     return MicroBatch(pack, layout, own(pack.input_ids), own(pack.position_ids))
@@ -101,17 +103,18 @@ def forward_backward(
         )
         return output, partial(loss_of, batch)
 
-    longest = max(len(pack.input_ids) for pack in packs)
+    lengths = [len(pack.input_ids) for pack in packs]
     iterators = [iter(packs) for _ in chunks]
-    return get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iterators if len(chunks) > 1 else iterators[0],
-        model=list(chunks) if len(chunks) > 1 else chunks[0],
-        num_microbatches=len(packs),
-        seq_length=longest,
-        micro_batch_size=1,
-        forward_only=forward_only,
-    )
+    with known_shapes(get_model_config(chunks[0]), lengths, forward_only):
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iterators if len(chunks) > 1 else iterators[0],
+            model=list(chunks) if len(chunks) > 1 else chunks[0],
+            num_microbatches=len(packs),
+            seq_length=max(lengths),
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
 
 
 class ObjectiveLoss:
@@ -169,19 +172,22 @@ class ObjectiveLoss:
 
 
 def reduce_sums(reports: list[dict[str, Any]], packs: Sequence[Pack], topology: Topology) -> StepSums:
-    """Adds the last stage's reports up over micro-batches and data-parallel ranks and tells every rank."""
+    """The last stage's reports summed over micro-batches and data-parallel ranks, on every rank.
+
+    Waits for the device, once: everything else of an update is queued ahead of it.
+    """
     sums = torch.zeros(7, dtype=torch.float64, device=topology.device)
     worst = torch.zeros(1, dtype=torch.float64, device=topology.device)
     if topology.is_last_stage:
         counts = [[len(p.pair_index), p.num_tokens, p.num_unique_tokens] for p in packs]
         sums[:4] = torch.stack([report["sums"] for report in reports]).sum(dim=0)
-        sums[4:] = torch.tensor(counts, dtype=torch.float64).sum(dim=0)
+        sums[4:] = to_device(np.array(counts, dtype=np.float64).sum(axis=0), topology.device)
         worst[0] = torch.stack([report["worst_drift"] for report in reports]).max()
     sum_over_replicas(sums)
     for group in (mpu.get_data_parallel_group(), mpu.get_pipeline_model_parallel_group()):
         dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=group)
-    loss, chosen, rejected, accurate, pairs, tokens, unique = sums.tolist()
-    return StepSums(loss, chosen, rejected, accurate, int(pairs), int(tokens), int(unique), worst.item())
+    loss, chosen, rejected, accurate, pairs, tokens, unique, drift = torch.cat([sums, worst]).tolist()
+    return StepSums(loss, chosen, rejected, accurate, int(pairs), int(tokens), int(unique), drift)
 
 
 def sum_over_replicas(values: Tensor) -> None:

@@ -11,7 +11,7 @@ import pytest
 from megatron.core.parallel_state import RankGenerator
 
 from spot_megatron.errors import RecipeError, WeightError
-from spot_megatron.hf.names import Layout, rows_for
+from spot_megatron.hf.names import Sharding, weight_map
 from spot_megatron.parallel.split import Split
 from spot_megatron.plan import dryrun
 from spot_megatron.plan.dryrun import PUBLISHED_PARAMETERS, Holdings, dry_run, hf_config, places
@@ -110,11 +110,11 @@ def test_places_are_megatrons(parallel):
 def test_a_map_that_loads_another_shape_is_found(tmp_path, monkeypatch):
     def wrong(config):
         return tuple(
-            replace(row, layout=Layout.COLUMNS) if "down_proj" not in row.hf[0] and row.layout is Layout.VOCAB else row
-            for row in rows_for(config)
+            replace(mapping, sharding=Sharding.COLUMNS) if mapping.sharding is Sharding.VOCAB else mapping
+            for mapping in weight_map(config)
         )
 
-    monkeypatch.setattr(dryrun, "rows_for", wrong)
+    monkeypatch.setattr(dryrun, "weight_map", wrong)
     recipe = local_recipe(tmp_path, SHAPE, parallel={"tensor": 2})
     with pytest.raises(WeightError, match=r"word_embeddings.*has the shape \(64, 48\).*loads \(101, 24\)"):
         dry_run(recipe, SHAPE, 2)
@@ -194,7 +194,10 @@ def test_the_tool_prints_a_table_and_json(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["qwen3_tiny_spot", "--gpus", "3", "--set", "parallel.tensor=2"], "3 GPUs cannot hold.*parallel.tensor 2"),
+        (
+            ["qwen3_tiny_spot", "--gpus", "3", "--set", "parallel.tensor=2"],
+            "3 processes cannot.*parallel.tensor 2",
+        ),
         (["qwen3_tiny_spot", "--gpus", "4", "--set", "parallel.tensor=4"], "parallel.tensor=4 .* does not divide"),
         (["qwen3_tiny_spot", "--gpus", "4", "--set", "parallel.pipeline=4"], "parallel.pipeline: 3 layers"),
         (["qwen3_tiny_spot", "--gpus", "1", "--set", "data.tokens_per_microbatch=64"], "data.tokens_per_microbatch"),

@@ -66,7 +66,7 @@ def test_states_of_a_real_optimizer(tmp_path, dtype, grad_dtype):
     recipe = make_recipe(tmp_path, precision={"dtype": dtype, "grad_dtype": grad_dtype})
     with one_process(recipe):
         chunks = random_model(recipe, dtype=config.DTYPES[dtype])
-        policy = make_trainable(chunks, recipe, "cpu")
+        policy = make_trainable(chunks, recipe)
         policy.update(1e-6)
         weights = sum(p.numel() * p.element_size() for p in chunks[0].parameters())
         buffers = policy.wrapped[0].buffers

@@ -32,11 +32,11 @@ def main() -> None:
     holdings = Holdings(hf)
     for place, members in sorted(places(recipe.parallel, num_ranks).items()):
         with fake_rank(recipe.parallel, members[0], num_ranks):
-            config = transformer_config(hf, recipe, "cuda")
+            config = transformer_config(hf, recipe)
             with torch.device("meta"):
                 holdings.add(place, build_model(config, hf))
             if members[0] == 0:  # the optimizer is made, too, from weights that exist
-                policy = make_trainable(build_model(config, hf), recipe, "cuda")
+                policy = make_trainable(build_model(config, hf), recipe)
                 parts = getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
                 print("optimizer", *sorted({type(part.optimizer).__module__.split(".")[0] for part in parts}))
                 names = {type(m).__name__ for chunk in policy.bare for m in chunk.modules()}
