@@ -52,7 +52,7 @@ def main(output: Path) -> None:
         reference = reference_sums(chunks, len(dataset), packs(once.plan(0)), topology)
 
         # Updates: a step's loss is the sum over its pairs / number of pairs in the global batch.
-        policy = make_trainable(chunks, recipe, topology.device.type)
+        policy = make_trainable(chunks, recipe)
         shift = RewardShift(recipe.objective.shift.kind, recipe.objective.shift.decay)
         loss = ObjectiveLoss(recipe.objective, shift, reference)
         for step in range(sampler.num_steps):
