@@ -6,6 +6,7 @@ without a CUDA device. What Megatron-Core takes from it is decided by that impor
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import sys
 import types
@@ -20,6 +21,8 @@ class _Function(type):
         return _Function(name, (), {"__module__": "transformer_engine"})
 
     def __call__(cls, *args, **kwargs):
+        if cls.__name__ == "get_cpu_offload_context":  # asked for at each model, on any device
+            return contextlib.nullcontext(), lambda hidden: hidden
         raise RuntimeError(f"Transformer Engine's {cls.__name__} needs a CUDA device")
 
 
