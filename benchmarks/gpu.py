@@ -110,7 +110,7 @@ def train(recipe: Recipe, hf: HFModelConfig, dataset: PreferencePairDataset, top
     with phases.measure("reference"):
         plan = one_pass(recipe, dataset, hf, topology).plan(0)[topology.data_rank]
         packs = [dataset.pack(pairs, layout, multiple) for pairs in plan]
-        reference = reference_sums(chunks, len(dataset), packs, topology)
+        reference = reference_sums(chunks, len(dataset), [packs], topology)
     policy = make_trainable(chunks, recipe)
     shift = RewardShift(recipe.objective.shift.kind, recipe.objective.shift.decay)
     loss = ObjectiveLoss(recipe.objective, shift, reference)
@@ -119,10 +119,11 @@ def train(recipe: Recipe, hf: HFModelConfig, dataset: PreferencePairDataset, top
         with phases.measure("forward_backward"):
             packs = [dataset.pack(pairs, layout, multiple) for pairs in sampler.plan(step)[topology.data_rank]]
             policy.zero_grad()
-            sums = reduce_sums(forward_backward(policy.wrapped, packs, loss, topology), packs, topology)
+            reports = forward_backward(policy.wrapped, packs, loss, topology)
+            sums = reduce_sums(reports, packs, policy.squared_grad_norm(), topology)
         assert np.isfinite(sums.loss)
         with phases.measure("update"):
-            policy.update(recipe.optim.lr)
+            policy.update(recipe.optim.lr, sums.grad_norm)
     return phases
 
 

@@ -18,7 +18,6 @@ import yaml
 
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.errors import CheckpointError
-from spot_megatron.objective import losses
 from spot_megatron.report import facts, write_report
 from spot_megatron.report.chart import MAX_BUCKETS, Curve, histogram, line_chart
 from spot_megatron.report.run import Score, read_run
@@ -196,11 +195,6 @@ def test_loss_at_the_reference_and_clip_are_drawn(tmp_path):
     assert ("good", "loss at step 1 is 1.386294, 2 ln 2 = 1.386294: the policy starts as its reference") in page.checks
     assert ("note", "the gradient was clipped to norm 1 in 2 of 9 steps") in page.checks
     assert page.chart("Loss").count('<path class="epoch"') == 2  # after steps 3 and 6
-
-
-def test_values_at_the_reference_are_the_objectives_own():
-    known = {name: value for name, value in losses.VALUE_AT_REFERENCE.items() if value is not None}
-    assert {name: value for name, (value, _) in facts.VALUE_AT_REFERENCE.items()} == known
 
 
 def test_objectives_without_such_a_value_have_no_line(tmp_path):

@@ -18,8 +18,8 @@ from spot_megatron.plan.job import Job
 from spot_megatron.plan.memory import layer_bytes, parameters_of_rank, rank_memory, stage_memory
 from spot_megatron.plan.model_shapes import PUBLISHED, ModelShape, model_shape
 from spot_megatron.recipe import Memory, Parallel, Precision
+from spot_megatron.train.microbatch import microbatch
 from spot_megatron.train.optim import make_trainable
-from spot_megatron.train.step import microbatch
 from tests.support import SHAPE, make_recipe, one_process, random_model, random_pairs
 
 SMALL = ModelShape.from_hf("small", SHAPE)

@@ -19,7 +19,7 @@ from spot_megatron.plan.model_shapes import PUBLISHED, ModelShape
 from spot_megatron.plan.time import StepTime, data_seconds, microbatch_seconds, step_time
 from spot_megatron.plan.workload import Assumptions, Load, assumed_pairs
 from spot_megatron.recipe import Memory, Parallel, Precision, Recipe
-from spot_megatron.train.step import microbatch
+from spot_megatron.train.microbatch import microbatch
 from tests.support import SHAPE, make_recipe, one_process, random_model, random_pairs
 
 H800 = find_gpu("h800")

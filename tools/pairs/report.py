@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from rapidfuzz.distance import LCSseq
 
 from spot_megatron.files import Row, write_text
+from tools.pairs.conversation import text_of, transcript
 from tools.pairs.filter import Drop, Keep, Measures
 
 NUM_SAMPLES = 12
@@ -76,7 +77,11 @@ def write_report(path: Path, data: ReportData, summary: dict[str, Any]) -> None:
         ],
         costs=costs(elicit, rectify, len(kept)),
         samples=[
-            {"row": row, "prompt": prompt_text(row), "sides": word_diff(row["rejected"], row["chosen"])}
+            {
+                "row": row,
+                "prompt": prompt_text(row),
+                "sides": row_diff(row),
+            }
             for row in data.samples
         ],
     )
@@ -156,7 +161,13 @@ def histogram(
 
 def prompt_text(row: Row) -> str:
     prompt = row["prompt"]
-    return prompt if isinstance(prompt, str) else "\n\n".join(turn["content"] for turn in prompt)
+    return prompt if isinstance(prompt, str) else transcript(prompt, row.get("tools"))
+
+
+def row_diff(row: Row) -> dict[str, Markup]:
+    """`word_diff` of a line of pairs.jsonl, whose sides are texts or one message each."""
+    texts = (row[side] if isinstance(row[side], str) else text_of(row[side][0]) for side in ("rejected", "chosen"))
+    return word_diff(*texts)
 
 
 def word_diff(rejected: str, chosen: str) -> dict[str, Markup]:
