@@ -1,10 +1,10 @@
 """`python -m benchmarks.convert_dcp`: tools.convert against torch.distributed.checkpoint (DCP) doing the same work.
 
-Import: a SavePlanner that cuts the merged matrices into items of at most 16 MB, read from memory-mapped
-safetensors, and DCP's FileSystemWriter. Export: DCP's FileSystemReader, whose LoadPlanner hands out views of
-memory-mapped safetensors files. Both write SHA256SUMS and search for NaN, as tools.convert does. Prints a Markdown table, and checks
-that the folder comes back bit for bit. The last rows export a checkpoint whose matrices are one chunk each, as a run with
-parallel.tensor=1 writes them, of a model with the embedding of Qwen3-8B.
+Import: a SavePlanner that cuts the merged matrices into items of at most 16 MB, read from memory-mapped safetensors,
+and DCP's FileSystemWriter. Export: DCP's FileSystemReader, whose LoadPlanner hands out views of memory-mapped
+safetensors files. Both write SHA256SUMS and search for NaN, as tools.convert does. Prints a Markdown table, and
+checks that the folder comes back bit for bit. The last rows export a checkpoint whose matrices are one chunk each, as
+a run with parallel.tensor=1 writes them, of a model with the embedding of Qwen3-8B.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,10 +106,10 @@ def tokenize_pairs(
     if texts:
         _check_tokenizer(texts[0], tokenizer)
     ends = None if tokenizer is None else find_end_tokens(tokenizer, _rendered_turns(tokenizer, enable_thinking, now))
-    tokenized_texts: Iterator[Any] = iter([])
-    if texts:
-        assert tokenizer is not None and ends is not None
-        tokenized_texts = iter(_tokenize(texts, tokenizer, ends, enable_thinking, now))
+    tokenized = (
+        _tokenize(texts, tokenizer, ends, enable_thinking, now) if tokenizer is not None and ends is not None else []
+    )
+    tokenized_texts = iter(tokenized)
     pairs: list[TokenPair] = []
     dropped: dict[str, list[str]] = {}
     for record in records:
@@ -157,7 +157,7 @@ def _tokenize(
     enable_thinking: bool,
     now: datetime.datetime,
 ) -> list[TokenPair]:
-    prompts = [_prompt_ids(pair, tokenizer, enable_thinking, now) for pair in pairs]
+    prompts = _encode([_render_prompt(pair, tokenizer, enable_thinking, now) for pair in pairs], tokenizer)
     chosen = _response_ids([(pair.chosen, pair.chosen_ids, pair.chosen_finish) for pair in pairs], tokenizer, ends)
     rejected = _response_ids(
         [(pair.rejected, pair.rejected_ids, pair.rejected_finish) for pair in pairs], tokenizer, ends
@@ -172,9 +172,9 @@ def _int32(ids: list[int]) -> np.ndarray:
     return np.array(ids, dtype=np.int32)
 
 
-def _prompt_ids(
+def _render_prompt(
     pair: Pair, tokenizer: PreTrainedTokenizerBase, enable_thinking: bool, now: datetime.datetime
-) -> list[int]:
+) -> str:
     messages = [{"role": "user", "content": pair.prompt}] if isinstance(pair.prompt, str) else pair.prompt
     template = _template_at(tokenizer, pair.tools, now)
     if pair.tools and not re.search(r"\btools\b", template):
@@ -183,13 +183,12 @@ def _prompt_ids(
             'remove "tools" from the row, or use a model whose template takes tools'
         )
     try:
-        ids: Any = tokenizer.apply_chat_template(
+        text: Any = tokenizer.apply_chat_template(
             messages,
-            tools=pair.tools,  # type: ignore[arg-type]
+            tools=list(pair.tools) if pair.tools else None,
             chat_template=template,
             add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
+            tokenize=False,
             enable_thinking=enable_thinking,
         )
     except TEMPLATE_ERRORS as error:
@@ -197,8 +196,8 @@ def _prompt_ids(
             f"{pair.source}: the chat template of {tokenizer.name_or_path} fails on the prompt "
             f"({type(error).__name__}: {error}); change the prompt's messages, or correct the template"
         ) from error
-    assert isinstance(ids, list), f"a chat template must give token ids, not {type(ids)}"
-    return ids
+    assert isinstance(text, str), f"a chat template must give text, not {type(text)}"
+    return text
 
 
 def _template_at(tokenizer: PreTrainedTokenizerBase, tools: list[Message] | None, now: datetime.datetime) -> str:
@@ -232,18 +231,22 @@ def _rendered_turns(tokenizer: PreTrainedTokenizerBase, enable_thinking: bool, n
     return text
 
 
+def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids of each text, in which special tokens are recognised and none is added."""
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), BATCH):
+        batch = tokenizer(
+            texts[start : start + BATCH], add_special_tokens=False, truncation=False, padding=False, verbose=False
+        )
+        ids += batch["input_ids"]
+    return ids
+
+
 def _response_ids(
     responses: list[tuple[str, list[int] | None, str]], tokenizer: PreTrainedTokenizerBase, ends: EndTokens
 ) -> list[list[int]]:
     """Ids of (text, sampled ids or None, finish): the sampled ones, else the text's, with one end token unless cut."""
-    texts = [text for text, sampled, _ in responses if sampled is None]
-    tokenized: list[list[int]] = []
-    for start in range(0, len(texts), BATCH):
-        batch = texts[start : start + BATCH]
-        tokenized += tokenizer(batch, add_special_tokens=False, truncation=False, padding=False, verbose=False)[
-            "input_ids"
-        ]
-    remaining = iter(tokenized)
+    remaining = iter(_encode([text for text, sampled, _ in responses if sampled is None], tokenizer))
     all_ids = []
     for _, sampled, finish in responses:
         ids = next(remaining) if sampled is None else sampled

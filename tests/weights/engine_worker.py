@@ -19,7 +19,8 @@ torch.cuda.get_device_properties = lambda *_: SimpleNamespace(
 from spot_megatron.model.config import transformer_config  # noqa: E402
 from spot_megatron.model.gpt import build_model  # noqa: E402
 from spot_megatron.parallel.cpu import redirect_cuda  # noqa: E402
-from spot_megatron.plan.dryrun import Holdings, fake_rank, hf_config, places  # noqa: E402
+from spot_megatron.plan.dryrun import Holdings, fake_rank, places  # noqa: E402
+from spot_megatron.plan.models import planned_model  # noqa: E402
 from spot_megatron.recipe import load_recipe  # noqa: E402
 from spot_megatron.train.optim import make_trainable  # noqa: E402
 
@@ -28,7 +29,7 @@ def main() -> None:
     model, *overrides = sys.argv[1:]
     redirect_cuda()
     recipe = load_recipe("qwen3_0p6b_spot", [f"model.hf={model}", *overrides])
-    hf, num_ranks = hf_config(model), 8
+    hf, num_ranks = planned_model(model), 8
     holdings = Holdings(hf)
     for place, members in sorted(places(recipe.parallel, num_ranks).items()):
         with fake_rank(recipe.parallel, members[0], num_ranks):
