@@ -60,11 +60,13 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Workload:
-    """Pairs to train on; `source` says in words where they come from, `dropped` counts those left out by reason."""
+    """Pairs to train on. `source` names their files or the assumptions, `dropped` counts dropped pairs by reason, and
+    `missing` are the recipe's files that do not exist."""
 
     pairs: list[TokenPair]
     source: str
     dropped: dict[str, int]
+    missing: tuple[str, ...] = ()
 
     @cached_property
     def costs(self) -> dict[Layout, np.ndarray]:
