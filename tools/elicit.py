@@ -55,8 +55,8 @@ def arguments() -> argparse.ArgumentParser:
         "--errors-include",
         nargs="*",
         choices=NO_ANSWER_REASONS,
-        default=["no_box", "empty_box"],
-        help="kinds of missing answers that count as errors besides wrong ones",
+        default=[],
+        help="kinds of missing answers that count as errors besides wrong ones (they may be right)",
     )
     parser.add_argument("--shard", type=_shard, metavar="I/N", help="do part I of N only, I from 0 to N-1")
     parser.add_argument(
@@ -111,6 +111,7 @@ async def _ask(args: argparse.Namespace, elicitation: Elicitation) -> None:
     grader = Grader(args.grade_workers)
     try:
         async with make_client(args) as client:
+            await client.find_context_length()
             await elicitation.run(client, grader, args.concurrency, args.max_failures)
     finally:
         grader.close()

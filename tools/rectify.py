@@ -100,6 +100,7 @@ def main() -> None:
 
 async def _rectify(args: argparse.Namespace, rectification: Rectification, grader: Grader) -> None:
     async with make_client(args) as client:
+        await client.find_context_length()
         await rectification.run(
             client, grader, args.concurrency, args.max_failures, target=args.target_pairs, budget_usd=args.budget_usd
         )

@@ -26,11 +26,9 @@ from typing import Literal
 import numpy as np
 
 from spot_megatron.data.records import TokenPair
+from spot_megatron.objective.segments import NUM_SEGMENTS
 
 Layout = Literal["shared", "separate"]
-
-NUM_SEGMENTS = 3  # of a pair: tokens of both responses, of the chosen one only, of the rejected one only
-SHARED, CHOSEN, REJECTED = range(NUM_SEGMENTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +50,17 @@ class Pack:
     num_suffix: int  # rows of call 2, the others
     head_row: np.ndarray  # [S] int64, the row whose output predicts the target
     head_target: np.ndarray  # [S] int64, token id
-    head_segment: np.ndarray  # [S] int64, 3 * pair + (0 shared, 1 chosen only, 2 rejected only)
+    head_segment: np.ndarray  # [S] int64, NUM_SEGMENTS * pair + SHARED, CHOSEN or REJECTED (objective/segments.py)
     pair_index: np.ndarray  # [B] int64, index in the dataset
     num_chosen: np.ndarray  # [B] int64, scored tokens of the chosen response, shared ones included
     num_rejected: np.ndarray  # [B] int64, the same of the rejected response
     num_tokens: int  # tokens of the separate layout, without padding
     num_unique_tokens: int  # tokens of this layout, without padding
+
+    @property
+    def num_scored(self) -> int:
+        """Response tokens of both sides of all pairs."""
+        return int(self.num_chosen.sum() + self.num_rejected.sum())
 
 
 def segments(pair: TokenPair) -> int:

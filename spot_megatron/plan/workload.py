@@ -19,8 +19,8 @@ from spot_megatron.data.pack import Layout, attention_cost, segments
 from spot_megatron.data.records import Pair, TokenPair, read_pairs
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.errors import PairError, RecipeError
+from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.parallel.split import Split
-from spot_megatron.plan.model_shapes import ModelShape
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.packing import pack_multiple, recomputed_above, shared_tokens
 
@@ -147,7 +147,7 @@ def pairs_of_files(recipe: Recipe, files: Sequence[Path]) -> Workload:
 
 
 def _by_characters(record: Pair) -> TokenPair:
-    prompt = record.prompt if isinstance(record.prompt, str) else "".join(str(m["content"]) for m in record.prompt)
+    prompt = record.prompt if isinstance(record.prompt, str) else "".join(str(m.get("content")) for m in record.prompt)
     same = next((i for i, (a, b) in enumerate(zip(record.chosen, record.rejected, strict=False)) if a != b), None)
     shared = min(len(record.chosen), len(record.rejected)) if same is None else same
     prompt_tokens, chosen, rejected, shared = (
@@ -177,17 +177,17 @@ class Load:
         return max(step.shape[1] for step in self.steps)
 
 
-def plan_steps(recipe: Recipe, split: Split, workload: Workload, shape: ModelShape, most_steps: int = 12) -> Load:
+def plan_steps(recipe: Recipe, split: Split, workload: Workload, model: HFModelConfig, most_steps: int = 12) -> Load:
     """The run's packs, from the sampler that training uses, for up to `most_steps` steps spread over the run.
 
     Raises:
         PairError: a pair does not fit in data.tokens_per_microbatch.
     """
     data = recipe.data
-    costs, model = workload.costs[data.layout], cost_model(shape.as_hf())
+    costs, weights = workload.costs[data.layout], cost_model(model)
     sampler = BatchSampler(
         costs[:, ROWS],
-        model.of(costs[:, ROWS], costs[:, PRODUCTS], costs[:, SCORED], recomputed_above(recipe.memory)),
+        weights.of(costs[:, ROWS], costs[:, PRODUCTS], costs[:, SCORED], recomputed_above(recipe.memory)),
         batch_pairs=recipe.train.batch_pairs,
         epochs=recipe.train.epochs,
         order=data.order,

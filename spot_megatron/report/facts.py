@@ -6,22 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from statistics import median
 from typing import Any, Literal
 
+from spot_megatron.objective.values import VALUE_AT_REFERENCE
+from spot_megatron.report.numbers import number
 from spot_megatron.report.run import Run, Score
-from spot_megatron.report.svg import median, number
 
 LAST = 10  # steps that a "mean of the last" is taken over
 FIRST_LOSS_TOLERANCE = 0.01  # relative; the run's own gate is finer, this catches a file of another run
-
-# The loss where every reward and the shift are 0: the value at step 1, as a number and as it is written. The likelihood
-# objectives sft and dft have none. The same as objective/losses.py states, which needs torch.
-VALUE_AT_REFERENCE: dict[str, tuple[float, str]] = {
-    "spot_bce": (2 * math.log(2), "2 ln 2"),
-    "spot_bco": (2 * math.log(2), "2 ln 2"),
-    "dpo": (math.log(2), "ln 2"),
-    "reward_sft": (math.log(2), "ln 2"),
-}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 from spot_megatron.train import packing
 
+PASS_PAIRS = 256  # pairs of a data-parallel rank that are dealt together, in quadratic time
+
 
 def training_batches(
     recipe: Recipe, dataset: PreferencePairDataset, hf: HFModelConfig, topology: Topology
@@ -33,13 +35,13 @@ def training_batches(
 
 
 def one_pass(recipe: Recipe, dataset: PreferencePairDataset, hf: HFModelConfig, topology: Topology) -> BatchSampler:
-    """All pairs as one batch, for a forward pass over the data."""
+    """Every pair once, for a forward pass over the data; planning it takes time in proportion to the pairs."""
     return _batches(
         recipe,
         dataset,
         hf,
         topology,
-        batch_pairs=len(dataset),
+        batch_pairs=PASS_PAIRS * topology.data_size,
         epochs=1,
         order="shuffled",
         max_steps=None,

@@ -45,9 +45,9 @@ def load_model(chunks: Sequence[PairGPT], folder: Path) -> None:
         loaded = dist_checkpointing.load(model_state(chunks), str(folder), strict="raise_all")
     except CheckpointException as error:  # one reason per rank, all the same
         reason = next(iter(error.failures.values()))[0]
-        raise CheckpointError(f"{folder} is damaged or holds another model: {_one_line(reason)}") from error
+        raise CheckpointError(f"{folder} is damaged or holds another model: {one_line(reason)}") from error
     except (CheckpointingException, pickle.UnpicklingError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{folder} is damaged or holds another model: {_one_line(error)}") from error
+        raise CheckpointError(f"{folder} is damaged or holds another model: {one_line(error)}") from error
     for key, chunk in zip(_keys(chunks), chunks, strict=True):
         missing, unexpected = chunk.load_state_dict(loaded[key], strict=False)
         assert not unexpected, unexpected
@@ -122,13 +122,13 @@ def _read_content(folder: Path) -> dict[str, int] | None:
         AttributeError,
     ) as error:
         newer = "" if (folder / "common.pt").exists() else ", or was written by a newer Megatron-Core"
-        raise CheckpointError(f"{folder} is damaged{newer}: {_one_line(error)}") from error
+        raise CheckpointError(f"{folder} is damaged{newer}: {one_line(error)}") from error
     except CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
-        raise CheckpointError(f"{folder} is damaged: {_one_line(reason)}") from error
+        raise CheckpointError(f"{folder} is damaged: {one_line(reason)}") from error
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return f"{type(error).__name__} {' '.join(str(error).split())}"[:300]
 
 

@@ -17,7 +17,7 @@ from spot_megatron.model.attention.cuda import NEEDS, PREFERRED, is_available
 from spot_megatron.model.attention.pair import pair_seq_params
 from spot_megatron.model.config import has_transformer_engine
 from spot_megatron.model.logprob import linear_logprob
-from spot_megatron.objective.losses import pair_losses
+from spot_megatron.objective.losses import pair_losses, pair_rewards
 from spot_megatron.objective.reward import score_pairs
 from spot_megatron.parallel.device import to_device
 from spot_megatron.train.__main__ import main
@@ -100,7 +100,7 @@ def test_the_host_does_not_wait_for_the_device():
         scores = score_pairs(
             logp.double(), layout.head_segment, *reference.unbind(1), to_device(pack.num_chosen, device)
         )
-        pair_losses("spot_bco", scores, 0.1, 0.5).sum().backward()
+        pair_losses("spot_bco", scores, pair_rewards(scores, 0.1), 0.5).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -11,7 +11,7 @@ import torch
 from spot_megatron.data.pack import build_pack
 from spot_megatron.model import gpt
 from spot_megatron.model.logprob import HeadMemory
-from spot_megatron.train.step import microbatch
+from spot_megatron.train.microbatch import microbatch
 from tests.support import SHAPE, make_recipe, one_process, random_model, random_pairs
 
 PAIRS = random_pairs(5)

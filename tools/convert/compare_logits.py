@@ -23,7 +23,7 @@ from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import PairGPT, build_model
 from spot_megatron.parallel.groups import parallel_groups, pick_device
 from spot_megatron.recipe import Recipe
-from spot_megatron.train.step import microbatch
+from spot_megatron.train.microbatch import microbatch
 from spot_megatron.weights.checkpoint import load_model
 from spot_megatron.weights.load import load_hf
 

@@ -5,25 +5,38 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 TRANSPORT_FAULTS = ("rate_limit", "server_error", "reset", "slow_body", "truncated_json", "empty_choices")
 CONTENT_FAULTS = ("missing_markers", "wrong_answer")
 FAULTS = TRANSPORT_FAULTS + CONTENT_FAULTS
+# Only on request: a connection that the server closes while idle, and replies that no retry makes better.
+IDLE_CLOSE = "idle_close"
+REPLY_FAULTS = ("forbidden", "null_content", "thinking")
 
-_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests", 500: "Internal Server Error"}
+_BY_REQUEST = (*CONTENT_FAULTS, *REPLY_FAULTS)
+_IDLE_SECONDS = 0.02
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model behind the server says."""
+    """What the model behind the server says; `text` None is a null content."""
 
-    text: str
+    text: str | None
     finish_reason: str = "stop"
     token_ids: list[int] | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning: str | None = None
 
 
 class RefusedRequest(Exception):
@@ -50,8 +63,8 @@ class Faults:
         if not self._rate:
             return None
         digest = hashlib.blake2b(body, key=self._seed, digest_size=16).digest()
-        content = [kind for kind in self._kinds if kind in CONTENT_FAULTS]
-        transport = [kind for kind in self._kinds if kind not in CONTENT_FAULTS]
+        content = [kind for kind in self._kinds if kind in _BY_REQUEST]
+        transport = [kind for kind in self._kinds if kind not in _BY_REQUEST]
         each = self._rate / len(self._kinds)
         self._times_seen[digest] += 1
         count = str(self._times_seen[digest]).encode()
@@ -71,6 +84,12 @@ class Service:
     model: str = "oracle"
     latency: float = 0.0
     slow_seconds: float = 5.0
+    max_model_len: int | None = None
+
+    def card(self) -> dict[str, Any]:
+        """The model's entry in the list of models."""
+        length = {} if self.max_model_len is None else {"max_model_len": self.max_model_len}
+        return {"id": self.model, "object": "model", **length}
 
 
 async def serve(service: Service, host: str, port: int) -> asyncio.Server:
@@ -80,18 +99,21 @@ async def serve(service: Service, host: str, port: int) -> asyncio.Server:
 
 
 class _Connection(asyncio.Protocol):
-    """One keep-alive connection; no client here sends a second request before it has its answer."""
+    """One keep-alive connection; no client sends a second request before it has its answer."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._buffer = bytearray()
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
+        self._closing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = bytes(self._buffer[:end])
@@ -107,7 +129,7 @@ class _Connection(asyncio.Protocol):
         if method == b"GET" and path in (b"/health", b"/v1/health"):
             self._send(200, {"status": "ok"})
         elif method == b"GET" and path == b"/v1/models":
-            self._send(200, {"object": "list", "data": [{"id": self._service.model, "object": "model"}]})
+            self._send(200, {"object": "list", "data": [self._service.card()]})
         elif method == b"POST" and path == b"/v1/chat/completions":
             self._complete(body)
         else:
@@ -121,6 +143,9 @@ class _Connection(asyncio.Protocol):
         if fault in ("rate_limit", "server_error"):
             status, message = (429, "slow down") if fault == "rate_limit" else (500, "injected fault")
             self._loop.call_later(self._service.latency, self._send_error, status, message)
+            return
+        if fault == "forbidden":
+            self._loop.call_later(self._service.latency, self._send_error, 403, "this prompt is flagged")
             return
         try:
             request = json.loads(body)
@@ -141,6 +166,10 @@ class _Connection(asyncio.Protocol):
             self._deliver(request, done.result(), fault)
 
     def _deliver(self, request: dict[str, Any], answer: Answer, fault: str | None) -> None:
+        if fault == "null_content":
+            answer = replace(answer, text=None, reasoning=answer.text)
+        elif fault == "thinking":
+            answer = replace(answer, reasoning="Let me see.")
         payload = json.dumps(completion_body(request, answer, empty=fault == "empty_choices")).encode()
         if fault == "truncated_json":
             payload = payload[: len(payload) // 2]
@@ -151,6 +180,8 @@ class _Connection(asyncio.Protocol):
             self._loop.call_later(self._service.slow_seconds, self._transport.write, payload[half:])
         else:
             self._transport.write(head + payload)
+        if fault == IDLE_CLOSE:
+            self._closing = self._loop.call_later(_IDLE_SECONDS, self._transport.close)
 
     def _send_error(self, status: int, message: str) -> None:
         self._send(status, {"error": {"message": message, "type": "injected" if status != 400 else "bad_request"}})
@@ -167,6 +198,8 @@ def completion_body(request: dict[str, Any], answer: Answer, empty: bool = False
         "message": {"role": "assistant", "content": answer.text},
         "finish_reason": answer.finish_reason,
     }
+    if answer.reasoning is not None:
+        choice["message"]["reasoning_content"] = answer.reasoning
     if request.get("return_token_ids") and answer.token_ids is not None:
         choice["token_ids"] = answer.token_ids
     return {

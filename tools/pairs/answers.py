@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from spot_megatron.files import Row
+from tools.pairs.conversation import shown_problem
 from tools.pairs.grade import CORRECT, NO_ANSWER, TIMEOUT, Grader
 from tools.pairs.prompts import MARKER_END, MARKER_START
 
@@ -38,10 +39,12 @@ def parse_edit(reply: str, finish_reason: str) -> Edit:
     """The text between the two marker lines, each of which must stand once, alone on its line, in order.
 
     Thinking up to the last `</think>` is left out first, so that marker lines rehearsed in it do not count. Reasons:
-    cut_off, unfinished_thinking, missing_markers.
+    cut_off, content_filter, empty_content, unfinished_thinking, missing_markers.
     """
-    if finish_reason == "length":
-        return Edit(None, "cut_off")
+    if finish_reason in ("length", "content_filter"):
+        return Edit(None, "cut_off" if finish_reason == "length" else finish_reason)
+    if not reply.strip():
+        return Edit(None, "empty_content")
     _, closed, text = reply.rpartition("</think>")
     if not closed and "<think>" in reply:
         return Edit(None, "unfinished_thinking")
@@ -71,7 +74,7 @@ def judge_edit(error: Row, edited: str, grader: Grader) -> Row:
     if verdict.verdict != CORRECT:
         reason = {NO_ANSWER: "no_answer", TIMEOUT: "grading_timeout"}.get(verdict.verdict, "wrong_answer")
         return {**rejected(reason, verdict.extracted or ""), "corrected": edited}
-    leak = find_leak(edited, error["response"], error["question"])
+    leak = find_leak(edited, error["response"], shown_problem(error))
     if leak is not None:
         return {**rejected("answer_leak", leak), "corrected": edited}
     return {"outcome": "verified", "corrected": edited, "extracted": verdict.extracted}

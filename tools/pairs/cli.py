@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import EXIT_FAILURE, EXIT_STOPPED, PairError, UserError, positive_int, print_error
-from tools.pairs.client import API_KEY_VARIABLE, ChatClient
+from tools.pairs.client import ChatClient
+from tools.pairs.endpoint import API_KEY_VARIABLE
 from tools.pairs.limits import Backoff, RateLimiter
 from tools.pairs.pool import Interrupted, RunFailed
 
@@ -49,11 +50,20 @@ def add_endpoint_options(parser: argparse.ArgumentParser, concurrency: int) -> N
         "--api-key-env", default=API_KEY_VARIABLE, metavar="NAME", help="environment variable that holds the key"
     )
     group.add_argument(
+        "--key-over-http", action="store_true", help="send the key over plain http:// to other machines, too"
+    )
+    group.add_argument(
+        "--wait-minutes", type=float, default=10.0, help="how long to wait while no server can be reached"
+    )
+    group.add_argument(
         "--concurrency", type=positive_int, default=concurrency, help="requests in flight, over all endpoints"
     )
     group.add_argument("--timeout", type=float, default=1800.0, help="seconds for one whole request")
     group.add_argument(
-        "--max-calls", type=positive_int, default=10, help="HTTP calls for one request before it is given up"
+        "--max-calls",
+        type=positive_int,
+        default=10,
+        help="HTTP calls for one request before it is given up; those that no server answers are not counted",
     )
     group.add_argument("--requests-per-minute", type=float, help="rate limit of this process")
     group.add_argument(
@@ -87,9 +97,11 @@ def make_client(args: argparse.Namespace) -> ChatClient:
         args.base_url,
         timeout=args.timeout,
         max_calls=args.max_calls,
+        patience=60.0 * args.wait_minutes,
         limiter=RateLimiter(args.requests_per_minute, args.tokens_per_minute),
         backoff=Backoff(base=args.backoff_seconds),
         key_variable=args.api_key_env,
+        key_over_http=args.key_over_http,
     )
 
 

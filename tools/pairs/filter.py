@@ -14,6 +14,7 @@ from rapidfuzz.distance import LCSseq
 from spot_megatron.errors import PairError
 from spot_megatron.files import FINISH_REASONS, Row, answer_field, id_field, text_field
 from tools.pairs.answers import find_leak
+from tools.pairs.conversation import read_prompt, transcript
 from tools.pairs.grade import CORRECT, Grader
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
@@ -109,7 +110,7 @@ class PairFilter:
             verdict = self.grader.grade(pair.chosen, pair.row["answer"])
             if verdict.verdict != CORRECT:
                 return Drop(pair.id, "not_verified", f"{verdict.verdict}: {verdict.reason}")
-        leak = find_leak(pair.chosen, pair.rejected, pair.row["question"])
+        leak = find_leak(pair.chosen, pair.rejected, pair.row["question"], pair.prompt)
         if leak is not None:
             return Drop(pair.id, "answer_leak", leak)
         content = hash(tuple(" ".join(text.split()) for text in (pair.prompt, pair.chosen, pair.rejected)))
@@ -148,14 +149,9 @@ def read_candidate(row: Row, where: str) -> Candidate:
     identifier = id_field(row, where)
     question, chosen, rejected = (text_field(row, key, where) for key in ("question", "corrected", "response"))
     row["answer"] = answer_field(row, "answer", where)
+    read_prompt(row, where)
     prompt = row.get("prompt", question)
-    if isinstance(prompt, list):
-        turns = [turn.get("content") if isinstance(turn, dict) else None for turn in prompt]
-        if not turns or not all(isinstance(turn, str) for turn in turns):
-            raise PairError(f"{where}: `prompt` must be text, or messages that each have a text `content`.")
-        prompt = "\n".join(map(str, turns))
-    elif not isinstance(prompt, str):
-        raise PairError(f"{where}: `prompt` must be text, or messages that each have a text `content`.")
+    prompt = transcript(prompt, row.get("tools")) if isinstance(prompt, list) else prompt
     return Candidate(identifier, row, prompt, chosen, rejected)
 
 
@@ -169,12 +165,12 @@ def pair_row(pair: Candidate, finish: str, measures: Measures) -> Row:
     }
     meta |= {"change_ratio": round(measures.change_ratio, 4), "shared_prefix_tokens": measures.shared_prefix_tokens}
     meta |= {"chosen_tokens": measures.chosen_tokens, "rejected_tokens": measures.rejected_tokens}
-    result: Row = {
-        "id": pair.id,
-        "prompt": row.get("prompt", row["question"]),
-        "chosen": pair.chosen,
-        "rejected": pair.rejected,
-    }
+    prompt = row.get("prompt", row["question"])
+    result: Row = {"id": pair.id, "prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    if isinstance(prompt, list):  # one kind for all three, or other readers drop the prompt
+        result |= {side: [{"role": "assistant", "content": result[side]}] for side in ("chosen", "rejected")}
+    if row.get("tools"):
+        result["tools"] = row["tools"]
     result |= {"chosen_finish": "stop", "rejected_finish": finish}
     if row.get("token_ids"):
         result["rejected_ids"] = row["token_ids"]

@@ -7,10 +7,10 @@ from typing import Any
 
 from spot_megatron.errors import PairError
 from spot_megatron.files import Row, answer_field, id_field, read_rows, text_field
+from tools.pairs.client import BOUNDS
+from tools.pairs.conversation import read_prompt, shown_problem
 from tools.pairs.prompts import rectify_messages
 
-PROMPT_OVERHEAD_TOKENS = 64  # what a chat template may add to the text
-_BOUNDS = ("max_tokens", "max_completion_tokens")  # where both are given, the larger counts
 HUMAN = "human"  # the model name under which a person's edits are filed
 
 
@@ -31,7 +31,7 @@ class Oracle:
         answer = error["answer"] if self.with_answer else None
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": rectify_messages(error["question"], error["response"], answer, failures),
+            "messages": rectify_messages(shown_problem(error), error["response"], answer, failures),
             "max_tokens": self.max_tokens,
         }
         if self.temperature is not None:
@@ -43,20 +43,10 @@ class Oracle:
         body |= self.extra_body
         return {key: value for key, value in body.items() if value is not None}
 
-    def most_tokens(self, body: dict[str, Any]) -> tuple[int, int]:
-        """Upper bounds of prompt and written tokens: no tokenizer makes more tokens than there are bytes.
-
-        All of the body counts as prompt (tools and schemas become part of it). The written tokens are 0 where nothing
-        in the body bounds them; `check_bounded` refuses that.
-        """
-        prompt = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-        bounds = [body[key] for key in _BOUNDS if type(body.get(key)) is int]
-        return PROMPT_OVERHEAD_TOKENS + prompt, max(bounds, default=0)
-
     def check_bounded(self) -> None:
         """Raises PairError unless every request says how much may be written at most, which a budget needs."""
         bounds = {"max_tokens": self.max_tokens, **self.extra_body}
-        given = {key: bounds[key] for key in _BOUNDS if bounds.get(key) is not None}
+        given = {key: bounds[key] for key in BOUNDS if bounds.get(key) is not None}
         wrong = {key: value for key, value in given.items() if type(value) is not int or value < 1}
         if wrong or not given:
             said = f"holds {json.dumps(wrong)}" if wrong else "takes max_tokens away"
@@ -74,6 +64,7 @@ def read_errors(path: Path) -> dict[str, Row]:
         for key in ("question", "response"):
             text_field(row, key, where)
         row["answer"] = answer_field(row, "answer", where)
+        read_prompt(row, where)
         identifier = id_field(row, where)
         if identifier in errors:
             raise PairError(f"{where}: id {identifier!r} occurs twice. Every wrong sample needs an id of its own.")

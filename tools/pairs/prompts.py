@@ -60,6 +60,8 @@ Avoid all of that this time.
 _COMPLAINTS = {
     "missing_markers": "the two marker lines were missing, repeated or out of order, or there was nothing between them",
     "unfinished_thinking": "the reasoning never came to an end; think more briefly and then write the edit",
+    "empty_content": "the reply held no text beside the thinking; think more briefly and then write the edit",
+    "content_filter": "the reply was withheld by a content filter; write only the edited solution",
     "cut_off": "the text broke off before its end; think more briefly and write no more than needed",
     "no_answer": r"the edited solution held no complete \boxed{{...}}",
     "wrong_answer": "the edited solution ended in {extracted}, which is not the right final answer",

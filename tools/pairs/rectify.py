@@ -13,12 +13,12 @@ from typing import Any
 from spot_megatron.errors import PairError, UserError
 from spot_megatron.files import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
 from tools.pairs.answers import judge_edit, parse_edit, rejected
-from tools.pairs.client import CallFailed, ChatClient, Completion
+from tools.pairs.client import CallFailed, ChatClient, Completion, most_tokens
 from tools.pairs.grade import Grader
 from tools.pairs.journal import Fields, Journal, check_fields
 from tools.pairs.limits import Budget, Payment, Places, Prices
 from tools.pairs.oracle import HUMAN, Oracle
-from tools.pairs.pool import FailureStreak, Interrupted, RunFailed, progress_bar, run_pool
+from tools.pairs.pool import DRAIN_SECONDS, FailureStreak, Interrupted, RunFailed, progress_bar, run_pool
 from tools.pairs.prompts import PROMPT_VERSION
 
 _KEPT = ("corrected", "oracle", "prompt_version", "with_answer", "attempt")  # of an accepted attempt
@@ -64,10 +64,10 @@ class Rectification:
         self._note(self.journal.append(row), row)
 
     def open_errors(self) -> Iterator[str]:
-        """Ids that may still be attempted, in the file's order; one of unknown end could never become a pair."""
+        """Ids that may still be attempted, in the file's order; none that could never become a pair."""
         for identifier, progress in self.progress.items():
             settled = progress.verified_at is not None or len(progress.failures) >= self.attempts
-            if not settled and not _has_unknown_end(self.errors[identifier]):
+            if not settled and _why_never(self.errors[identifier]) is None:
                 yield identifier
 
     def _note(self, offset: int, record: Row) -> None:
@@ -104,6 +104,7 @@ class Rectification:
         max_failures: int,
         target: int | None = None,
         budget_usd: float | None = None,
+        drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         """Attempt every open error until it is verified or out of attempts; stop at the target or the budget."""
         budget = Budget(budget_usd, self.spent_usd)
@@ -120,12 +121,14 @@ class Rectification:
                 progress = self.progress[identifier]
                 while progress.verified_at is None and len(progress.failures) < self.attempts:
                     body = self.oracle.request(self.errors[identifier], progress.failures)
-                    payment = budget.payment(self.prices.cost(*self.oracle.most_tokens(body)))
+                    payment = budget.payment(self.prices.cost(*most_tokens(body)))
                     if self.stopped == "budget_spent" or not await payment.wait():
                         self.stopped = "budget_spent"
                         return  # what is under way is paid for, and is finished
                     number, known = streak.begin(), self._known_refusal(progress)
                     record = await self._attempt(identifier, body, payment, client, grader, threads)
+                    if record is None:
+                        return
                     if record["outcome"] == "failed":
                         refused = record["permanent"]
                         if not self.stopped and not (refused and record["reason"] == known):
@@ -146,7 +149,14 @@ class Rectification:
                     places.give_back()
 
             try:
-                await run_pool(iter(pending), rectify_within_target, concurrency, self.journal.sync)
+                await run_pool(
+                    iter(pending),
+                    rectify_within_target,
+                    concurrency,
+                    self.journal.sync,
+                    stop_retrying=client.stop_retrying,
+                    drain_seconds=drain_seconds,
+                )
                 streak.finish()
             except Interrupted:
                 self.stopped = "interrupted"
@@ -168,18 +178,21 @@ class Rectification:
         client: ChatClient,
         grader: Grader,
         threads: ThreadPoolExecutor,
-    ) -> Row:
-        """Ask the oracle once, judge its edit, and put both on file; returns the record."""
+    ) -> Row | None:
+        """Ask the oracle once, judge its edit, and put both on file; returns the record, None if nothing was sent."""
         record = self.attempt_record(identifier, self.oracle.model)
         try:
             completion = await client.complete(body, payment)
             payment.settle(self._cost(completion))
             record |= await self._judge(self.errors[identifier], completion, grader, threads)
         except CallFailed as failure:
+            if failure.reason == "interrupted" and not payment.spent_usd:
+                payment.settle(0.0)
+                return None
             self.stopped = "budget_spent" if failure.reason == "budget_spent" else self.stopped
             record |= {"outcome": "failed", "reason": f"failed_{failure.reason}", "detail": failure.detail}
             record |= {"permanent": failure.permanent, "calls": failure.calls.num_calls}
-        except (asyncio.CancelledError, UserError):
+        except (asyncio.CancelledError, UserError, RunFailed):
             payment.settle(0.0)
             if payment.spent_usd:  # on file, or the next run's budget would not know of it
                 record |= {"outcome": "failed", "reason": "failed_interrupted", "detail": "", "permanent": False}
@@ -240,7 +253,7 @@ class Rectification:
                     accepted.write(dump_line(_rectified_row(identifier, error, record, tried)))
                     attempts[str(record["attempt"])] += 1
                 else:
-                    reason = "unknown_finish" if _has_unknown_end(error) else self._why_rejected(progress)
+                    reason = _why_never(error) or self._why_rejected(progress)
                     reasons[reason] += 1
                     rejected.write(dump_line({**error, "id": identifier, "reason": reason, "rejected_attempts": tried}))
         summary = {
@@ -275,8 +288,11 @@ class Rectification:
         return f"not_attempted_{self.stopped}" if self.stopped else "not_attempted"
 
 
-def _has_unknown_end(error: Row) -> bool:
-    return error.get("finish_reason", "stop") not in FINISH_REASONS
+def _why_never(error: Row) -> str | None:
+    """Why an error could never become a pair, so that no oracle is asked; None where it could."""
+    if not error["response"].strip():
+        return "empty_content"
+    return None if error.get("finish_reason", "stop") in FINISH_REASONS else "unknown_finish"
 
 
 def _rectified_row(identifier: str, error: Row, record: Row, tried: list[Row]) -> Row:
