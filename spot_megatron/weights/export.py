@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from spot_megatron.errors import WeightError
 from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.hf.folder import DTYPES
 from spot_megatron.hf.index import HFIndex
@@ -71,7 +73,8 @@ def export_hf(
         replace: an earlier export at `destination` gives way once the new one is complete.
 
     Raises:
-        WeightError: the destination exists, or the ranks do not share one file system.
+        WeightError: the destination exists, the ranks do not share one file system, or a tensor holds NaN or infinity
+            (in the data type that it is written in).
     """
     source, destination = Path(source), Path(destination).absolute()
     kinds = HFIndex(source).kinds() if kinds is None else kinds
@@ -86,20 +89,37 @@ def export_hf(
         if share.is_written
         for name, shape in zip(share.hf_names, share.row.shapes, strict=True)
     }
-    writer = ShardWriter(partial_folder(destination), f"rank-{dist.get_rank():05d}", mine, int(shard_gb * 1e9))
+    partial = partial_folder(destination)
+    writer = ShardWriter(partial, f"rank-{dist.get_rank():05d}", mine, int(shard_gb * 1e9))
+    not_finite = []
     for share in shares:
         for name, tensor in _whole_tensors(share, config):
-            data = tensor.to(dtype=DTYPES[kinds[name]]).contiguous().view(torch.uint8)
-            writer.write(name, data.reshape(-1).numpy().data)
+            values = tensor.to(dtype=DTYPES[kinds[name]]).contiguous()
+            if not values.isfinite().all():
+                not_finite.append(name)
+            writer.write(name, values.view(torch.uint8).reshape(-1).numpy().data)
     writer.close()
-    dist.barrier()
+    _refuse_not_finite(not_finite, partial)
     if dist.get_rank() == 0:
-        partial = partial_folder(destination)
         finish_shards(partial, hf_shapes(config))
         copy_other_files(source, partial)
         add_older_keys(partial / "config.json")
         publish(destination)
     dist.barrier()
+
+
+def _refuse_not_finite(names: list[str], partial: Path) -> None:
+    """Removes the partial export and raises WeightError if any rank found `names`. Collective."""
+    found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(found, names)
+    everywhere = sorted(name for of_rank in found for name in of_rank)
+    if everywhere:
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise WeightError(
+            f"nothing was exported: NaN or infinity in {', '.join(everywhere[:8])} ({len(everywhere)} tensors in all); "
+            "export an earlier checkpoint, or train again with a lower optim.lr"
+        )
 
 
 def _shares(chunks: Sequence[PairGPT], config: HFModelConfig, placement: Placement) -> list[Share]:
