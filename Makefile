@@ -86,6 +86,11 @@ check: $(READY) ## lint and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+docs: $(READY) ## the documentation as a site in build/site; refreshes the recipe reference
+	$(PY) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,docs]'
+	$(PY) -m spot_megatron.recipe --markdown > docs/recipe-reference.md
+	$(PY) -m zensical build --strict --config-file .zensical.toml
+
 recipe-help: $(READY) ## every recipe key with type, default and description: [ARGS="SECTION or --markdown"]
 	$(PY) -m spot_megatron.recipe $(ARGS)
 
@@ -151,4 +156,4 @@ tiny: $(READY) ## makes the embedded model and its pairs again: [OUT=dir] (about
 clean: ## removes the virtual environment and caches, keeps runs/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: recipe-help elicit rectify pairs data-demo help setup train slurm docker shell train-docker test test-slow test-gpu test-mcore-next check doctor import-hf export-hf verify-hf plan dryrun report eval study bench bench-gpu tiny clean
+.PHONY: docs recipe-help elicit rectify pairs data-demo help setup train slurm docker shell train-docker test test-slow test-gpu test-mcore-next check doctor import-hf export-hf verify-hf plan dryrun report eval study bench bench-gpu tiny clean

@@ -36,7 +36,7 @@ from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import build_model
 from spot_megatron.objective.shift import RewardShift
 from spot_megatron.parallel.groups import Topology, parallel_groups
-from spot_megatron.plan.model_shapes import PUBLISHED
+from spot_megatron.plan.models import PUBLISHED
 from spot_megatron.recipe import Recipe, load_recipe
 from spot_megatron.train.batches import one_pass, training_batches
 from spot_megatron.train.optim import make_trainable
@@ -49,7 +49,7 @@ PEAK_TFLOPS = {"H100": 989.5, "H800": 989.5, "H200": 989.5, "A100": 312.0, "A800
 
 
 MODELS = {
-    name: PUBLISHED[f"Qwen/Qwen3-{size}"].as_hf()
+    name: PUBLISHED[f"Qwen/Qwen3-{size}"]
     for name, size in {"0p6b": "0.6B", "1p7b": "1.7B", "4b": "4B", "8b": "8B"}.items()
 }
 
@@ -58,10 +58,9 @@ def model_flops(hf: HFModelConfig, rows: int, products: int, scored: int) -> flo
     """Operations of a forward and backward pass of a dense model: 6 a parameter of the layers and row, 12 a visible
     key, head and head dimension, 6 a parameter of the LM head and scored row."""
     assert not hf.moe_layers
-    attention = hf.hidden_size * hf.head_dim * (2 * hf.num_heads + 2 * hf.num_groups)
-    layer = attention + 3 * hf.hidden_size * hf.intermediate_size
-    keys = 12 * hf.num_layers * hf.num_heads * hf.head_dim * products
-    return 6.0 * hf.num_layers * layer * rows + keys + 6.0 * hf.vocab_size * hf.hidden_size * scored
+    layer = hf.attention_weights + hf.mlp_weights
+    keys = 12 * hf.num_layers * hf.query_width * products
+    return 6.0 * hf.num_layers * layer * rows + keys + 6.0 * hf.embedding_weights * scored
 
 
 def peak_tflops(device_name: str) -> float | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError, positive_int
+from tools.pairs.answers import EditMeter
 from tools.pairs.cli import (
     add_endpoint_options,
     existing_file,
@@ -24,6 +25,7 @@ from tools.pairs.cli import (
 from tools.pairs.grade import Grader
 from tools.pairs.human import export_errors, import_edits
 from tools.pairs.limits import Prices
+from tools.pairs.measures import load_tokenizer
 from tools.pairs.oracle import HUMAN, Oracle, read_errors
 from tools.pairs.pool import Interrupted, RunFailed
 from tools.pairs.rectify import OUTPUT_FILES, Rectification
@@ -38,6 +40,13 @@ def arguments() -> argparse.ArgumentParser:
         "--attempts", type=positive_int, default=3, help="edits per error; each is told what was wrong before"
     )
     parser.add_argument("--target-pairs", type=positive_int, metavar="N", help="stop when N errors are rectified")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="POLICY",
+        help="the policy's folder, tokenizer.json or hub name: edits whose change ratio is above --gamma are tried "
+        "again, and --target-pairs counts those within it",
+    )
+    parser.add_argument("--gamma", type=float, default=0.6, help="largest change ratio R, with --tokenizer")
     parser.add_argument("--max-tokens", type=positive_int, default=32768, help="of one reply, thinking included")
     parser.add_argument("--temperature", type=float, help="default: the server's")
     parser.add_argument("--top-p", type=float, help="default: the server's")
@@ -79,7 +88,8 @@ def main() -> None:
     if args.export_human:
         output_file(args.export_human, "--export-human", args.errors)
     output_folder(args.output, OUTPUT_FILES, args.errors)
-    rectification = Rectification(args.output, errors, oracle, args.attempts, prices)
+    meter = EditMeter(load_tokenizer(args.tokenizer), args.gamma) if args.tokenizer else None
+    rectification = Rectification(args.output, errors, oracle, args.attempts, prices, meter)
     grader = Grader(args.grade_workers)
     try:
         if args.import_human:

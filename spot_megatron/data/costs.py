@@ -40,11 +40,9 @@ class CostModel:
 
 def cost_model(hf: HFModelConfig) -> CostModel:
     """From the model's shape: forward, 2 operations a parameter and position, 4 a product and head dimension."""
-    attention = hf.num_layers * hf.hidden_size * hf.head_dim * (2 * hf.num_heads + 2 * hf.num_groups)
-    dense = len(hf.dense_layers) * 3 * hf.hidden_size * hf.intermediate_size
-    experts = len(hf.moe_layers) * 3 * hf.hidden_size * hf.expert_ffn_size * hf.experts_per_token
-    position = 2 * (attention + dense + experts)
+    experts = len(hf.moe_layers) * hf.experts_per_token * hf.expert_weights
+    position = 2 * (hf.num_layers * hf.attention_weights + len(hf.dense_layers) * hf.mlp_weights + experts)
     return CostModel(
-        product=ATTENTION_SLOWDOWN * 4 * hf.num_layers * hf.num_heads * hf.head_dim / position,
-        scored=HEAD_PRODUCTS * 2 * hf.vocab_size * hf.hidden_size / position,
+        product=ATTENTION_SLOWDOWN * 4 * hf.num_layers * hf.query_width / position,
+        scored=HEAD_PRODUCTS * 2 * hf.embedding_weights / position,
     )

@@ -65,6 +65,77 @@ class HFModelConfig:
     def dense_layers(self) -> tuple[int, ...]:
         return tuple(layer for layer in range(self.num_layers) if layer not in self.moe_layers)
 
+    @property
+    def moe_share(self) -> float:
+        """Share of the layers that have experts."""
+        return len(self.moe_layers) / self.num_layers
+
+    @property
+    def gated(self) -> bool:
+        """Whether the first MLP matrix has a gate beside its up projection (SwiGLU): in every supported family."""
+        return True
+
+    @property
+    def query_width(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def key_value_width(self) -> int:
+        """Of the keys, and of the values."""
+        return self.num_groups * self.head_dim
+
+    @property
+    def qkv_width(self) -> int:
+        return self.query_width + 2 * self.key_value_width
+
+    @property
+    def mlp_in_width(self) -> int:
+        """Outputs of a dense layer's first MLP matrix: gate and up, or up alone."""
+        return (2 if self.gated else 1) * self.intermediate_size
+
+    @property
+    def attention_weights(self) -> int:
+        """Parameters of one layer's attention matrices."""
+        return self.hidden_size * (self.qkv_width + self.query_width)
+
+    @property
+    def mlp_weights(self) -> int:
+        """Parameters of one dense layer's MLP matrices."""
+        return self.hidden_size * (self.mlp_in_width + self.intermediate_size)
+
+    @property
+    def expert_weights(self) -> int:
+        """Parameters of one expert."""
+        return 3 * self.hidden_size * self.expert_ffn_size
+
+    @property
+    def router_weights(self) -> int:
+        return self.hidden_size * self.num_experts
+
+    @property
+    def small_weights(self) -> int:
+        """Norms and biases of one layer."""
+        return 2 * self.hidden_size + 2 * self.head_dim * self.qk_norm + self.qkv_width * self.qkv_bias
+
+    @property
+    def embedding_weights(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters; a tied embedding is counted once."""
+        layers = self.num_layers * (self.attention_weights + self.small_weights)
+        layers += len(self.dense_layers) * self.mlp_weights
+        layers += len(self.moe_layers) * (self.router_weights + self.num_experts * self.expert_weights)
+        return layers + self.hidden_size + self.embedding_weights * (1 if self.tied else 2)
+
+    @property
+    def active_weights(self) -> int:
+        """Matrix parameters that a token is multiplied with: the LM head is one of them, the embedding is not."""
+        layers = self.num_layers * self.attention_weights + len(self.dense_layers) * self.mlp_weights
+        layers += len(self.moe_layers) * (self.router_weights + self.experts_per_token * self.expert_weights)
+        return layers + self.embedding_weights
+
 
 def read_hf_config(folder: str | Path) -> HFModelConfig:
     """Reads `folder`/config.json.

@@ -36,9 +36,9 @@ def redirect_cuda() -> None:
     _redirect_random_state()
     _redirect_type_names()
     _redirect_experts()
+    _leave_out_engine()
     _exchange_uneven_parts()
     _skip_lone_collectives()
-    use_torch_adamw()
     _redirected = True
 
 
@@ -127,6 +127,14 @@ def _redirect_experts() -> None:
     moe_utils.maybe_move_tensor_to_cpu = token_dispatcher.maybe_move_tensor_to_cpu = to_numpy
     # Transformer Engine's product runs on CUDA only; where it is not installed, some versions never define the name.
     moe_utils.te_general_gemm = None
+
+
+def _leave_out_engine() -> None:
+    """Transformer Engine, where it is importable, computes on CUDA only."""
+    from megatron.core.transformer import attention
+
+    attention.SplitAlongDim = None
+    use_torch_adamw()
 
 
 def _exchange_uneven_parts() -> None:

@@ -20,8 +20,8 @@ from spot_megatron.data.pack import Layout, attention_cost, segments
 from spot_megatron.data.records import Pair, TokenPair, read_pairs
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.errors import PairError, RecipeError
+from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.parallel.split import Split
-from spot_megatron.plan.model_shapes import ModelShape
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.packing import pack_multiple, recomputed_above, shared_tokens
 
@@ -61,11 +61,13 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Workload:
-    """Pairs to train on; `source` says in words where they come from, `dropped` counts those left out by reason."""
+    """Pairs to train on. `source` names their files or the assumptions, `dropped` counts dropped pairs by reason, and
+    `missing` are the recipe's files that do not exist."""
 
     pairs: list[TokenPair]
     source: str
     dropped: dict[str, int]
+    missing: tuple[str, ...] = ()
 
     @cached_property
     def costs(self) -> dict[Layout, np.ndarray]:
@@ -178,17 +180,17 @@ class Load:
         return max(step.shape[1] for step in self.steps)
 
 
-def plan_steps(recipe: Recipe, split: Split, workload: Workload, shape: ModelShape, most_steps: int = 12) -> Load:
+def plan_steps(recipe: Recipe, split: Split, workload: Workload, model: HFModelConfig, most_steps: int = 12) -> Load:
     """The run's packs, from the sampler that training uses, for up to `most_steps` steps spread over the run.
 
     Raises:
         PairError: a pair does not fit in data.tokens_per_microbatch.
     """
     data = recipe.data
-    costs, model = workload.costs[data.layout], cost_model(shape.as_hf())
+    costs, weights = workload.costs[data.layout], cost_model(model)
     sampler = BatchSampler(
         costs[:, ROWS],
-        model.of(costs[:, ROWS], costs[:, PRODUCTS], costs[:, SCORED], recomputed_above(recipe.memory)),
+        weights.of(costs[:, ROWS], costs[:, PRODUCTS], costs[:, SCORED], recomputed_above(recipe.memory)),
         batch_pairs=recipe.train.batch_pairs,
         epochs=recipe.train.epochs,
         order=data.order,

@@ -14,7 +14,6 @@ from spot_megatron.parallel.groups import parallel_groups
 from spot_megatron.parallel.split import Split
 from spot_megatron.plan.estimate import make_planner
 from spot_megatron.plan.hardware import find_gpu
-from spot_megatron.plan.model_shapes import ModelShape
 from spot_megatron.plan.workload import (
     PRODUCTS,
     ROWS,
@@ -32,7 +31,7 @@ from spot_megatron.train.packing import pack_multiple
 from tests.support import SHAPE, make_recipe, one_process, random_pairs, write_token_pairs
 
 GPU = find_gpu("h800")
-SMALL = ModelShape.from_hf("small", SHAPE)
+SMALL = SHAPE
 
 
 def test_a_real_run_computes_the_planned_tokens(tmp_path):

@@ -26,12 +26,12 @@ class Oracle:
     thinking: str = "server"
     extra_body: dict[str, Any] = field(default_factory=dict)
 
-    def request(self, error: Row, failures: list[tuple[str, str]]) -> dict[str, Any]:
+    def request(self, error: Row, failures: list[tuple[str, str]], previous: str | None = None) -> dict[str, Any]:
         """The body of the next attempt's request."""
         answer = error["answer"] if self.with_answer else None
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": rectify_messages(shown_problem(error), error["response"], answer, failures),
+            "messages": rectify_messages(shown_problem(error), error["response"], answer, failures, previous),
             "max_tokens": self.max_tokens,
         }
         if self.temperature is not None:

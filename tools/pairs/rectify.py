@@ -12,7 +12,7 @@ from typing import Any
 
 from spot_megatron.errors import PairError, UserError
 from spot_megatron.files import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
-from tools.pairs.answers import judge_edit, parse_edit, rejected
+from tools.pairs.answers import EditMeter, judge_edit, parse_edit, rejected
 from tools.pairs.client import CallFailed, ChatClient, Completion, most_tokens
 from tools.pairs.grade import Grader
 from tools.pairs.journal import Fields, Journal, check_fields
@@ -21,7 +21,15 @@ from tools.pairs.oracle import HUMAN, Oracle
 from tools.pairs.pool import DRAIN_SECONDS, FailureStreak, Interrupted, RunFailed, progress_bar, run_pool
 from tools.pairs.prompts import PROMPT_VERSION
 
-_KEPT = ("corrected", "oracle", "prompt_version", "with_answer", "attempt")  # of an accepted attempt
+_KEPT = (
+    "corrected",
+    "oracle",
+    "prompt_version",
+    "with_answer",
+    "attempt",
+    "change_ratio",
+    "shared_prefix_tokens",
+)  # of an accepted attempt
 
 OUTPUT_FILES = ("journal.jsonl", "rectified.jsonl", "rejected.jsonl", "summary.json")
 
@@ -38,6 +46,7 @@ class Progress:
     """What the journal knows of one error."""
 
     failures: list[tuple[str, str]] = field(default_factory=list)  # (reason, detail) of rejected attempts
+    edited_at: int | None = None  # journal offset of the latest rejected edit
     verified_at: int | None = None  # journal offset of the accepted attempt
     failed: str | None = None  # why the latest attempt's request came to nothing
     refused_by: str = ""  # ... and would again with the oracle of this name
@@ -46,8 +55,17 @@ class Progress:
 class Rectification:
     """One output folder's journal, and where every error stands in it."""
 
-    def __init__(self, output: Path, errors: dict[str, Row], oracle: Oracle, attempts: int, prices: Prices) -> None:
+    def __init__(
+        self,
+        output: Path,
+        errors: dict[str, Row],
+        oracle: Oracle,
+        attempts: int,
+        prices: Prices,
+        meter: EditMeter | None = None,
+    ) -> None:
         self.output, self.errors, self.oracle, self.attempts, self.prices = output, errors, oracle, attempts, prices
+        self.meter = meter
         # No settings bind this journal: another oracle, or the same one told the answer, may finish the work.
         self.journal = Journal(output / "journal.jsonl", {"stage": "rectify"})
         self.progress = {identifier: Progress() for identifier in errors}
@@ -93,6 +111,7 @@ class Rectification:
             progress.verified_at = offset
         elif record["outcome"] == "rejected":
             progress.failures.append((record["reason"], record.get("detail") or ""))
+            progress.edited_at = offset if record.get("corrected") else progress.edited_at
         else:
             progress.failed, progress.refused_by = record["reason"], record["oracle"] if record["permanent"] else ""
 
@@ -120,7 +139,7 @@ class Rectification:
             async def rectify(identifier: str) -> None:
                 progress = self.progress[identifier]
                 while progress.verified_at is None and len(progress.failures) < self.attempts:
-                    body = self.oracle.request(self.errors[identifier], progress.failures)
+                    body = self._request(identifier, progress)
                     payment = budget.payment(self.prices.cost(*most_tokens(body)))
                     if self.stopped == "budget_spent" or not await payment.wait():
                         self.stopped = "budget_spent"
@@ -164,6 +183,10 @@ class Rectification:
             except RunFailed:
                 self.stopped = "requests_failed"
                 raise
+
+    def _request(self, identifier: str, progress: Progress) -> dict[str, Any]:
+        previous = None if progress.edited_at is None else self.journal.read_at(progress.edited_at)["corrected"]
+        return self.oracle.request(self.errors[identifier], progress.failures, previous)
 
     def _known_refusal(self, progress: Progress) -> str | None:
         """Why an oracle that does answer others has refused this error before: to be refused again is no news."""
@@ -234,7 +257,7 @@ class Rectification:
         if edit.text is None:
             return {**record, **rejected(edit.reason), "reply": completion.text}
         loop = asyncio.get_running_loop()
-        verdict = await loop.run_in_executor(threads, judge_edit, error, edit.text, grader)
+        verdict = await loop.run_in_executor(threads, judge_edit, error, edit.text, grader, self.meter)
         return {**record, **verdict}
 
     def write_outputs(self, upstream: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -303,7 +326,7 @@ def _rectified_row(identifier: str, error: Row, record: Row, tried: list[Row]) -
         "response_extracted": error.get("extracted"),
         "corrected_extracted": record.get("extracted"),
     }
-    return {**row, **{name: record.get(name) for name in _KEPT}, "rejected_attempts": tried}
+    return {**row, **{name: record[name] for name in _KEPT if name in record}, "rejected_attempts": tried}
 
 
 def fingerprint(text: str) -> str:

@@ -54,14 +54,14 @@ def text(estimate: Estimate, fits: Sequence[Option], best: Sequence[Option]) -> 
 
 
 def _heading(estimate: Estimate) -> list[str]:
-    recipe, split, load = estimate.recipe, estimate.job.split, estimate.load
+    recipe, split, load = estimate.recipe, estimate.inputs.split, estimate.load
     nodes = f"{split.num_nodes} node{'s' if split.num_nodes > 1 else ''}"
     rows = f"{recipe.data.tokens_per_microbatch} rows a pack"
     dropped = "".join(f", {count} {reason.replace('_', ' ')}" for reason, count in estimate.workload.dropped.items())
     saved = estimate.workload.shared_share if recipe.data.layout == "shared" else 0.0
     return [
-        f"{recipe.name} on {split.num_gpus} {estimate.job.gpu.name.upper()} ({nodes})",
-        f"  model    {estimate.job.shape.name}, {parameters(estimate)} parameters",
+        f"{recipe.name} on {split.num_gpus} {estimate.inputs.gpu.name.upper()} ({nodes})",
+        f"  model    {recipe.model.hf}, {parameters(estimate)} parameters",
         f"  layout   {layout_words(estimate)}; {rows}",
         f"  pairs    {estimate.workload.source}",
         f"           {len(estimate.workload.pairs)} used{dropped}; sharing prefixes saves {saved:.0%} of the rows",
@@ -71,7 +71,7 @@ def _heading(estimate: Estimate) -> list[str]:
 
 
 def parameters(estimate: Estimate) -> str:
-    count = estimate.job.shape.num_parameters
+    count = estimate.inputs.model.num_parameters
     return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.2f} million"
 
 
@@ -79,7 +79,7 @@ def layout_words(estimate: Estimate) -> str:
     """Parallel sizes above 1, precision and recompute mode."""
     p, recipe = estimate.recipe.parallel, estimate.recipe
     names = ("tensor", "context", "pipeline", "virtual_pipeline", "expert", "expert_tensor")
-    sizes = {"data": estimate.job.split.data, **{name: getattr(p, name) for name in names}}
+    sizes = {"data": estimate.inputs.split.data, **{name: getattr(p, name) for name in names}}
     words = (
         " x ".join(f"{name.replace('_', ' ')} {size}" for name, size in sizes.items() if size and size > 1) or "1 GPU"
     )
@@ -91,7 +91,7 @@ def layout_words(estimate: Estimate) -> str:
 
 
 def _memory(estimate: Estimate) -> list[str]:
-    gpu, memory = estimate.job.gpu, estimate.memory
+    gpu, memory = estimate.inputs.gpu, estimate.memory
     verdict = "fits" if estimate.fits else "DOES NOT FIT"
     where = f", pipeline stage {memory.stage}" if estimate.recipe.parallel.pipeline > 1 else ""
     title = (
@@ -113,7 +113,7 @@ def _fit_advice(estimate: Estimate, fits: Sequence[Option]) -> list[str]:
 def _options(options: Sequence[Option], estimate: Estimate) -> list[str]:
     lines = []
     for option in options:
-        gpus = f" on {option.num_gpus} GPUs" if option.num_gpus != estimate.job.split.num_gpus else ""
+        gpus = f" on {option.num_gpus} GPUs" if option.num_gpus != estimate.inputs.split.num_gpus else ""
         found = option.estimate
         change = f"--set {option.flags}" if option.flags else "the recipe as it is"
         lines.append(
@@ -147,7 +147,7 @@ def _bars(parts: dict[str, float], number: str) -> list[str]:
 
 
 def _assumptions(estimate: Estimate) -> list[str]:
-    gpu = estimate.job.gpu
+    gpu = estimate.inputs.gpu
     fp8 = f", FP8 {gpu.gemm('fp8') / 1e12:.0f}" if gpu.fp8 and estimate.recipe.precision.fp8 != "none" else ""
     return [
         f"Assumed: matrices at {gpu.gemm(estimate.recipe.precision.dtype) / 1e12:.0f} TFLOP/s{fp8} (published runs are "
@@ -167,13 +167,13 @@ def duration(seconds: float) -> str:
 
 def as_dict(estimate: Estimate, fits: Sequence[Option], best: Sequence[Option]) -> dict[str, Any]:
     """For machines: bytes and seconds, every part."""
-    job, load = estimate.job, estimate.load
+    inputs, load = estimate.inputs, estimate.load
     return {
         "recipe": estimate.recipe.name,
-        "model": {"name": job.shape.name, "parameters": job.shape.num_parameters},
-        "gpu": job.gpu.name,
-        "gpus": job.split.num_gpus,
-        "parallel": {**estimate.recipe.parallel.model_dump(), "data": job.split.data},
+        "model": {"name": estimate.recipe.model.hf, "parameters": inputs.model.num_parameters},
+        "gpu": inputs.gpu.name,
+        "gpus": inputs.split.num_gpus,
+        "parallel": {**estimate.recipe.parallel.model_dump(), "data": inputs.split.data},
         "pairs": {
             "source": estimate.workload.source,
             "used": len(estimate.workload.pairs),
@@ -188,7 +188,7 @@ def as_dict(estimate: Estimate, fits: Sequence[Option], best: Sequence[Option]) 
         "memory": {
             "parts": estimate.memory.parts(),
             "total": estimate.memory.total,
-            "usable": job.gpu.usable_bytes,
+            "usable": inputs.gpu.usable_bytes,
             "stage": estimate.memory.stage,
         },
         "seconds": {"parts": estimate.parts, "total": estimate.seconds},

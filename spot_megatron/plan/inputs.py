@@ -1,22 +1,22 @@
-"""What a plan is made for: a model, its split, precision and recompute mode, on a GPU, under some software."""
+"""The input of a plan: model, parallel sizes, precision and memory options, GPU and software."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.parallel.split import Split
 from spot_megatron.plan.hardware import THIS_PROJECT, Gpu, Link, Software, link
-from spot_megatron.plan.model_shapes import ModelShape
 from spot_megatron.recipe import Memory, Precision
 
 HBM_SHARE = 0.8  # of the data sheet's bandwidth, by element-wise kernels
 
 
 @dataclass(frozen=True)
-class Job:
-    """Everything that memory and time depend on, besides the pairs."""
+class PlanInput:
+    """All that memory and time depend on, except the pairs."""
 
-    shape: ModelShape
+    model: HFModelConfig
     split: Split
     precision: Precision
     memory: Memory
