@@ -33,7 +33,7 @@ class Data(Section):
 
     pairs: str | list[str] | dict[str, Annotated[float, Field(gt=0)]] = Field(
         description="Pair file, list of pair files, or {file: weight}, relative to the current folder. An epoch holds "
-        "weight x the pairs of a file: 2 shows each twice, 0.5 another half every epoch."
+        "weight x the pairs of a file: 2 shows each pair twice, 0.5 half of them, the other half in the next epoch."
     )
     format: Literal["auto", "spot", "trl", "visual_ai_spot", "token_ids"] = Field(
         "auto", description="Format of the pair files. auto detects it from the keys of the first line."
