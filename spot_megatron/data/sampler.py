@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from spot_megatron.data.mixture import FileShare, epoch_pairs
 from spot_megatron.errors import PairError
 
 Bins = list[list[int]]  # pair indices, by rank or by micro-batch
@@ -41,6 +42,7 @@ class BatchSampler:
         shared_tokens: upper bound on the tokens of a micro-batch of several pairs.
         microbatch_multiple: see above.
         ids: names of the pairs in errors.
+        shares: how often an epoch holds each pair; None: once.
 
     Raises:
         PairError: no pairs, or a pair that exceeds `tokens_per_microbatch`.
@@ -62,6 +64,7 @@ class BatchSampler:
         shared_tokens: int | None = None,
         microbatch_multiple: int = 1,
         ids: Sequence[str] | None = None,
+        shares: Sequence[FileShare] | None = None,
     ) -> None:
         assert order in ("shuffled", "file"), order
         assert len(tokens) == len(costs)
@@ -88,20 +91,28 @@ class BatchSampler:
         self.bounds_pairs = pairs_per_microbatch is not None
         self.pairs_per_microbatch = pairs_per_microbatch or len(tokens)
         self.microbatch_multiple = microbatch_multiple
-        self.steps_per_epoch = _divide_up(len(tokens), batch_pairs)
+        self.shares = shares
+        self._epoch_order: tuple[int, np.ndarray] | None = None  # of the last epoch asked for
+        self.steps_per_epoch = _divide_up(len(self.epoch_pairs(0)), batch_pairs)
         num_steps = epochs * self.steps_per_epoch
         self.num_steps = num_steps if max_steps is None else min(num_steps, max_steps)
+
+    def epoch_pairs(self, epoch: int) -> np.ndarray:
+        """[pairs of the epoch] int64: indices in the order of the files, before shuffling."""
+        return np.arange(len(self.tokens)) if self.shares is None else epoch_pairs(self.shares, self.seed, epoch)
 
     def batch(self, step: int) -> list[int]:
         """Indices of the pairs in a step's global batch."""
         assert 0 <= step < self.num_steps, f"step {step} of {self.num_steps}"
         epoch, batch = divmod(step, self.steps_per_epoch)
-        if self.order == "file":
-            order = np.arange(len(self.tokens))
-        else:
-            # RandomState: numpy guarantees that its streams never change.
-            seeds = np.random.MT19937(np.random.SeedSequence([self.seed, epoch]))
-            order = np.random.RandomState(seeds).permutation(len(self.tokens))
+        if self._epoch_order is None or self._epoch_order[0] != epoch:
+            order = self.epoch_pairs(epoch)
+            if self.order == "shuffled":
+                # RandomState: numpy guarantees that its streams never change.
+                seeds = np.random.MT19937(np.random.SeedSequence([self.seed, epoch]))
+                order = order[np.random.RandomState(seeds).permutation(len(order))]
+            self._epoch_order = epoch, order
+        order = self._epoch_order[1]
         return order[batch * self.batch_pairs : (batch + 1) * self.batch_pairs].tolist()
 
     def plan(self, step: int) -> list[Bins]:
