@@ -33,7 +33,13 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 def make(words: tuple[str, ...], *options: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     fixed = ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), f"PY={sys.executable}", "READY="]
     return subprocess.run(
-        [*fixed, *options, *words[1:]], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+        [*fixed, *options, *words[1:]],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -147,7 +153,13 @@ def test_a_quick_command_runs(command: Command, tmp_path):
         done = make(words, cwd=tmp_path)
     else:
         done = subprocess.run(
-            [sys.executable, *words[1:]], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, *words[1:]],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout
