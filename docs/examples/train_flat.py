@@ -1,4 +1,4 @@
-"""SPoT training in one flat script, on the functions that `make train` uses: `python docs/examples/train_flat.py OUTPUT`.
+"""SPoT training in one flat script, on the functions of `make train`: `python docs/examples/train_flat.py OUTPUT`.
 
 One process on a CPU, the embedded tiny model, two updates. Left out: resume, metrics, heartbeat, cache, step-0 gate.
 """
