@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from benchmarks import attention, ceilings, head_gpu
 from spot_megatron.objective.losses import VALUE_AT_REFERENCE
-from spot_megatron.parallel import device
 from spot_megatron.train import loop
 from spot_megatron.train.__main__ import main
 from tests.nullcuda.harness import WIDE
+from tests.processes import ROOT
 from tests.support import make_recipe, random_pairs, save_random_hf, write_token_pairs
 
 
@@ -29,7 +31,16 @@ def read_values(monkeypatch):
         found = dataclasses.replace(reduce_sums(reports, packs, topology), loss=loss, num_pairs=pairs, worst_drift=0.0)
         return dataclasses.replace(found, reward_chosen=0.0, reward_rejected=0.0, num_accurate=0.0)
 
+    state_dict = torch.optim.AdamW.state_dict
+
+    def state_with_steps(optimizer):
+        found = state_dict(optimizer)
+        for state in found["state"].values():
+            state["step"] = torch.tensor(2.0)
+        return found
+
     monkeypatch.setattr(loop, "reduce_sums", sums)
+    monkeypatch.setattr(torch.optim.AdamW, "state_dict", state_with_steps)
 
 
 def test_train_save_export_resume(tmp_path, read_values):
@@ -71,10 +82,15 @@ def test_benchmarks(tmp_path, program, options):
 
 
 def test_the_allocator_grows_its_segments():
-    """tests/conftest starts no CUDA, so the setting was made before PyTorch read it."""
-    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    """In a process of its own: the setting is made where the process groups start, before PyTorch reads it."""
+    code = """
+import torch
+from spot_megatron.parallel.groups import parallel_groups
+from spot_megatron.recipe import Parallel
+with parallel_groups(Parallel(), "cuda", 1):
     block = torch.empty(2**26, device="cuda")
-    segments = torch.cuda.memory.memory_snapshot()
-    assert all(segment["is_expandable"] for segment in segments if segment["total_size"] >= 2**26)
-    del block
-    assert device.use_expandable_segments is not None
+    assert all(segment["is_expandable"] for segment in torch.cuda.memory.memory_snapshot())
+"""
+    environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]

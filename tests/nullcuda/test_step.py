@@ -1,5 +1,5 @@
-"""Every kernel, objective, precision, recompute mode and split runs an update on CUDA, and the host waits for the device
-where it is meant to, and nowhere else.
+"""Every kernel, objective, precision, recompute mode and split runs an update on CUDA, and the host waits for the
+device where it is meant to, and nowhere else.
 
 Models with experts cannot be shown: sizes of their tensors are counts of tokens that the device computes. Megatron-Core
 reads those counts on the host in every layer with experts (MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize).

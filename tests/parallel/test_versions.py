@@ -25,8 +25,7 @@ def test_offsets_do_not_count_the_padding():
 
 def test_offsets_are_left_to_a_megatron_that_adjusts_them(monkeypatch):
     def sharded_param_state_fully_reshardable(self):
-        padding_adjustment = 0
-        return padding_adjustment
+        """Its source has the name `padding_adjustment`."""
 
     name = "sharded_param_state_fully_reshardable"
     monkeypatch.setattr(DistributedOptimizer, name, sharded_param_state_fully_reshardable)
