@@ -23,6 +23,7 @@ from benchmarks.measure import ROOT
 from spot_megatron.data.pack import attention_cost
 from spot_megatron.model.attention.cuda import KERNELS, kernel_problem
 from spot_megatron.model.attention.pair import PairAttention, pair_seq_params
+from spot_megatron.parallel.device import use_expandable_segments
 
 
 def kernel_attention(kernel: str, head_dim: int) -> PairAttention:
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("RecipeError: this measures a GPU, and PyTorch sees none here", file=sys.stderr)
         return 2
+    use_expandable_segments()
     hf, device, name = MODELS[options.model], torch.device("cuda"), torch.cuda.get_device_name()
     results: list[dict[str, Any]] = []
     for response in options.responses:

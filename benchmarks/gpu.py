@@ -194,8 +194,8 @@ def bench(options: argparse.Namespace) -> None:
     if options.layers:
         hf = dataclasses.replace(hf, num_layers=options.layers)
     dataset = random_dataset(options.response, options.shared, options.batch_pairs * options.steps, hf.vocab_size)
-    name = torch.cuda.get_device_name()
     with parallel_groups(recipe.parallel, "cuda", recipe.seed) as topology:
+        name = torch.cuda.get_device_name()  # not earlier: it starts CUDA, whose settings the groups make
         phases = train(recipe, hf, dataset, topology)
         if not topology.is_main:
             return

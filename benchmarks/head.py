@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import VOCAB_SIZE
-from spot_megatron.model.logprob import HeadMemory, linear_logprob
+from spot_megatron.model.head_memory import HeadMemory
+from spot_megatron.model.logprob import linear_logprob
 
 TILE = 2**21
 
