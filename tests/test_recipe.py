@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,23 @@ def test_overrides_win_in_order(tmp_path):
     assert recipe.data.pairs == ["a.jsonl", "b.jsonl"]
     assert recipe.train.epochs == 7
     assert recipe.train.batch_pairs == 32
+
+
+def test_weights_of_pair_files(tmp_path):
+    write(tmp_path, "base", BASE.replace("{pairs: p.jsonl}", "{pairs: {a.jsonl: 2, b.jsonl: 0.5}}"))
+    recipe = load_recipe(tmp_path / "base.yaml")
+    assert recipe.pair_files == [Path("a.jsonl"), Path("b.jsonl")]
+    assert recipe.pair_weights == {Path("a.jsonl"): 2.0, Path("b.jsonl"): 0.5}
+    assert load_recipe(write(tmp_path, "again", recipe.dump())) == recipe
+    # Another recipe's files and --set's replace them, other keys of data are kept.
+    child = write(tmp_path, "child", "extends: base\nname: child\ndata: {pairs: {c.jsonl: 3}, max_tokens: 9}\n")
+    assert load_recipe(child).data.pairs == {"c.jsonl": 3.0}
+    changed = load_recipe(tmp_path / "base.yaml", ["data.pairs={c.jsonl: 3}", "data={max_tokens: 9}"])
+    assert (changed.data.pairs, changed.data.max_tokens) == ({"c.jsonl": 3.0}, 9)
+    assert load_recipe(write(tmp_path, "plain", BASE)).pair_weights == {}
+    for wrong in ("0", "-1", "x", ".inf"):
+        with pytest.raises(RecipeError, match=r"data\.pairs"):
+            load_recipe(tmp_path / "base.yaml", [f"data.pairs={{a.jsonl: {wrong}}}"])
 
 
 def test_the_dump_is_the_recipe(tmp_path):
@@ -162,6 +180,7 @@ def test_every_key_has_a_description_type_and_default():
     assert by_name["optim.warmup_fraction"].type == "float, >= 0, < 1"
     assert by_name["optim.warmup_fraction"].default == "0.05"
     assert by_name["data.pairs_per_microbatch"].type == "int or null, >= 1"
+    assert by_name["data.pairs"].type == "str or list of str or mapping of str to float, > 0"
     assert by_name["optim.betas"].type == "list of float"
     assert by_name["model.hf"].default == "required"
     assert by_name["precision.dtype"].type == "one of fp32, bf16"
@@ -173,7 +192,7 @@ def test_the_reference_holds_every_key_of_every_recipe():
 
     def leaves(values, prefix=""):
         for name, value in values.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and prefix + name != "data.pairs":
                 yield from leaves(value, f"{prefix}{name}.")
             else:
                 yield prefix + name

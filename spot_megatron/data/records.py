@@ -49,13 +49,13 @@ class Pair:
     """One preference pair in text."""
 
     id: str
-    prompt: str | list[Message]  # a text is one user message
+    prompt: str | list[Message]  # a string is one user message
     chosen: str
     rejected: str
-    chosen_finish: str = "stop"  # "stop": the response ended by itself; "length": it was cut and gets no end token
+    chosen_finish: str = "stop"  # "stop": ended by the model; "length": cut, so it gets no end token
     rejected_finish: str = "stop"
     meta: dict[str, Any] = field(default_factory=dict)
-    chosen_ids: list[int] | None = None  # sampled ids, end token included: used instead of tokenising the text again
+    chosen_ids: list[int] | None = None  # sampled ids with their end token, used instead of tokenising the text
     rejected_ids: list[int] | None = None
     tools: list[Message] | None = None  # JSON schemas of functions, for the chat template
     source: str = ""  # "file:line"
@@ -65,7 +65,7 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class TokenPair:
-    """One preference pair in token ids; a response holds its end token, unless it was cut by length."""
+    """One preference pair in token ids; a response includes its end token, unless it was cut by length."""
 
     id: str
     prompt_ids: np.ndarray  # [prompt tokens] int32
@@ -163,7 +163,7 @@ def _read_trl(row: Fields, default_id: str) -> Pair:
 
 
 def _read_visual_ai_spot(row: Fields, default_id: str) -> Pair:
-    """Blank lines before an answer are left out, as the reference's chat template does; so are the oracle's markers."""
+    """Removes blank lines before an answer, as the reference's chat template does, and the oracle's markers."""
     question = "question" if "question" in row.values else "prompt"
     row.require(question, *VISUAL_ANSWERS)
     known = (question, *VISUAL_ANSWERS, *OPTIONAL_COLUMNS)
@@ -175,7 +175,7 @@ def _read_visual_ai_spot(row: Fields, default_id: str) -> Pair:
         chosen, ended, _ = chosen.partition(end)
         if not started or not ended or not chosen.strip():
             raise row.error(
-                f'"gemini_corrected_answer" has no whole text between "{start}" and "{end}"; remove the line'
+                f'"gemini_corrected_answer" has no complete text between "{start}" and "{end}"; remove the line'
             )
         chosen = chosen.strip()
     rejected = row.text("original_answer").lstrip("\n")
@@ -234,6 +234,4 @@ def _meta(row: Fields, known: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _same_sides(row: Fields) -> PairError:
-    return row.error(
-        "the chosen and the rejected response are the same, so there is nothing to prefer; remove the line"
-    )
+    return row.error("the chosen and the rejected response are equal; remove the line")

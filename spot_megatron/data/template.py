@@ -25,7 +25,7 @@ from spot_megatron.errors import PairError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 256  # texts tokenised in one call: it keeps their offsets in memory until it returns
+BATCH = 256  # texts tokenised in one call, which keeps all their offsets in memory
 
 # Templates run in jinja's sandbox (transformers' own), where any of these may be raised on messages that a template was
 # not written for, or by a template that does what the sandbox forbids.
@@ -37,9 +37,9 @@ CLOCK_CALL = re.compile(r"""\bstrftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P
 class TokenizedPairs:
     """The pairs to train on, in order, and the ids of the dropped ones by reason.
 
-    Reasons: too_long (prompt and longer response exceed the limit), identical_tokens (the responses differ in text at
-    most), end_token_inside (a response goes on after its end token), no_end_token (sampled ids of a response that was
-    not cut lack it), empty_response (a text without a token).
+    Reasons: too_long (prompt and longer response exceed the limit), identical_tokens (the responses have equal ids),
+    end_token_inside (a response continues after an end token), no_end_token (sampled ids of a response that was not cut
+    do not end with one), empty_response (no token).
     """
 
     pairs: list[TokenPair]
@@ -123,7 +123,7 @@ def tokenize_pairs(
 
 
 def check_vocabulary(pairs: Sequence[TokenPair], vocab_size: int, hint: str) -> None:
-    """Raises PairError if a token id is not below `vocab_size`; `hint` says where that size stands."""
+    """Raises PairError if a token id is not below `vocab_size`; `hint` names the source of that size."""
     for pair in pairs:
         largest = max(int(ids.max()) for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
         if largest >= vocab_size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -161,17 +161,23 @@ class Planner:
 
 
 def make_planner(recipe: Recipe, gpu: Gpu, files: Sequence[Path] = (), assume: Sequence[str] = ()) -> Planner:
-    """Pairs from `files`, else from the recipe's own if they exist, else assumed.
+    """Pairs from `files`, else from the recipe's files if they exist, else assumed. Missing files are in the warnings.
 
     Raises:
-        UserError: the model's shape is not known, or the pairs cannot be used.
+        UserError: the model's sizes are not known, or the pairs cannot be used.
     """
     model = planned_model(recipe.model.hf)
-    if not files and not assume and all(path.exists() for path in recipe.pair_files):
-        files = recipe.pair_files
     if files and assume:
-        raise RecipeError("--assume describes pairs that are not there yet; leave it out with --pairs")
+        raise RecipeError("--assume describes pairs that do not exist yet; leave it out with --pairs")
+    missing = [] if files or assume else [path for path in recipe.pair_files if not path.exists()]
+    if missing and len(missing) < len(recipe.pair_files):
+        raise RecipeError(
+            f"data.pairs: {', '.join(map(str, missing))} does not exist; correct the path, or give --pairs"
+        )
+    if not files and not assume and not missing:
+        files = recipe.pair_files
     workload = pairs_of_files(recipe, files) if files else assumed_pairs(Assumptions.parse(assume), recipe)
+    workload = replace(workload, missing=tuple(map(str, missing)))
     return Planner(workload, model, gpu)
 
 
@@ -188,6 +194,11 @@ def with_changes(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 def _warnings(estimate: Estimate) -> list[str]:
     recipe, split, step = estimate.recipe, estimate.inputs.split, estimate.step
     found = []
+    if estimate.workload.missing:
+        found.append(
+            f"data.pairs: {', '.join(estimate.workload.missing)} does not exist, so the pairs' lengths are assumed: "
+            "give the file, or describe the pairs with --assume"
+        )
     over = estimate.workload.dropped.get("over_tokens_per_microbatch", 0)
     if over:
         found.append(

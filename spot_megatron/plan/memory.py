@@ -131,13 +131,11 @@ def blocks_of_rank(model: HFModelConfig, split: Split, stage: int) -> float:
 
 
 def _activations(inputs: PlanInput, stage: int, num_microbatches: int) -> float:
-    """Bytes of all micro-batches in flight, per row of one."""
+    """Bytes that all micro-batches in flight keep for backward, per position of one."""
     in_flight = inputs.split.layers_in_flight(inputs.model.num_layers, stage, num_microbatches)
-    if inputs.memory.recompute != "full":
-        return in_flight * layer_bytes(inputs)
-    # Only each layer's input is kept, and one layer's own activations while it is recomputed.
-    checkpoint = inputs.element_bytes * inputs.model.hidden_size / inputs.split.sequence_shards
-    return in_flight * checkpoint + layer_bytes(replace(inputs, memory=Memory()))
+    if inputs.memory.recompute == "full":  # each layer's input
+        return in_flight * inputs.element_bytes * inputs.model.hidden_size / inputs.split.sequence_shards
+    return in_flight * layer_bytes(inputs)
 
 
 def layer_bytes(inputs: PlanInput) -> float:
@@ -184,10 +182,15 @@ def _expert_bytes(inputs: PlanInput, linear_input: int) -> float:
 
 
 def _transient(inputs: PlanInput, rows: float, stage: int) -> float:
-    """What is alive for a moment on top of the activations: the LM head's buffers, or one layer's gradients."""
+    """The peak on top of the kept activations: the LM head's buffers, or the backward pass of one layer.
+
+    With full recompute, a layer's backward pass also holds the activations of that layer, when the head's are freed.
+    """
     model, p = inputs.model, inputs.split.parallel
     width = model.experts_per_token * model.expert_ffn_size if model.moe_layers else model.intermediate_size
     layer = rows * inputs.element_bytes * (2 * model.hidden_size / inputs.split.sequence_shards + 3 * width / p.tensor)
+    if inputs.memory.recompute == "full":
+        layer += rows * layer_bytes(replace(inputs, memory=Memory()))
     return layer if stage < p.pipeline - 1 else max(layer, head_bytes(inputs, rows))
 
 

@@ -7,7 +7,7 @@ data/pack.py and data/sampler.py say how many rows they take and how they are de
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from spot_megatron.data.costs import cost_model
+from spot_megatron.data.mixture import mix_files
 from spot_megatron.data.pack import Layout, attention_cost, segments
 from spot_megatron.data.records import Pair, TokenPair, read_pairs
 from spot_megatron.data.sampler import BatchSampler
@@ -60,11 +61,13 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Workload:
-    """Pairs to train on; `source` says in words where they come from, `dropped` counts those left out by reason."""
+    """Pairs to train on. `source` names their files or the assumptions, `dropped` counts dropped pairs by reason, and
+    `missing` are the recipe's files that do not exist."""
 
     pairs: list[TokenPair]
     source: str
     dropped: dict[str, int]
+    missing: tuple[str, ...] = ()
 
     @cached_property
     def costs(self) -> dict[Layout, np.ndarray]:
@@ -153,7 +156,7 @@ def _by_characters(record: Pair) -> TokenPair:
     prompt_tokens, chosen, rejected, shared = (
         max(1, round(n / CHARS_PER_TOKEN)) for n in (len(prompt), len(record.chosen), len(record.rejected), shared)
     )
-    return _pair_of_lengths(record.id, prompt_tokens, chosen + 1, rejected + 1, shared)
+    return replace(_pair_of_lengths(record.id, prompt_tokens, chosen + 1, rejected + 1, shared), source=record.source)
 
 
 @dataclass(frozen=True)
@@ -199,13 +202,15 @@ def plan_steps(recipe: Recipe, split: Split, workload: Workload, model: HFModelC
         shared_tokens=shared_tokens(recipe),
         microbatch_multiple=split.parallel.pipeline if split.parallel.virtual_pipeline else 1,
         ids=[pair.id for pair in workload.pairs],
+        shares=mix_files(workload.pairs, recipe.pair_weights),
     )
     multiple = pack_multiple(recipe)
     chosen = np.unique(np.linspace(0, sampler.num_steps - 1, min(most_steps, sampler.num_steps)).round().astype(int))
     steps = [_loads(sampler.plan(int(step)), costs, multiple) for step in chosen]
     real_rows = sum(costs[sampler.batch(int(step)), ROWS].sum() for step in chosen)
     if recipe.train.max_steps is None:
-        uses = np.full(len(costs), recipe.train.epochs)
+        shown = np.concatenate([sampler.epoch_pairs(epoch) for epoch in range(recipe.train.epochs)])
+        uses = np.bincount(shown, minlength=len(costs))
     else:
         every = [sampler.batch(step) for step in range(sampler.num_steps)]
         uses = np.bincount(np.concatenate(every), minlength=len(costs))

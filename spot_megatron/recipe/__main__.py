@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -52,8 +52,14 @@ def _type(kind: Any) -> str:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
     if isinstance(kind, UnionType):
         return " or ".join(_type(option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is Annotated:
+        base, field = typing.get_args(kind)
+        return _type(base) + _limits(field)
     if typing.get_origin(kind) is list:
         return f"list of {_type(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) is dict:
+        key, value = map(_type, typing.get_args(kind))
+        return f"mapping of {key} to {value}"
     return "null" if kind is NoneType else str(kind.__name__)
 
 

@@ -18,6 +18,7 @@ from spot_megatron.recipe.rules import check_combinations
 from spot_megatron.recipe.schema import Parallel, Recipe
 
 RECIPE_FOLDER = Path(__file__).resolve().parents[2] / "recipes"  # the repository's; an installed package has none
+VALUES = ("pairs",)  # mappings that are one value: another recipe's or --set's replaces them
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -126,7 +127,7 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:str", _StrictLoader.construct_y
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in change.items():
-        both_maps = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        both_maps = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in VALUES
         merged[key] = _merge(merged[key], value) if both_maps else value
     return merged
 
@@ -145,8 +146,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
             raise RecipeError(f"--set {override!r}: {section} is a value, not a section")
-    merges = isinstance(value, dict) and isinstance(target.get(leaf), dict)
-    target[leaf] = _merge(target[leaf], value) if merges else value
+    target.update(_merge(target, {leaf: value}))
 
 
 def _explain(error: ValidationError, path: Path, prefix: str = "") -> str:

@@ -7,7 +7,7 @@ are printed from the field itself, so a description does not repeat them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,7 +31,10 @@ class Model(Section):
 class Data(Section):
     """Preference pairs and how they are packed into micro-batches."""
 
-    pairs: str | list[str] = Field(description="Pair file, or a list of pair files, relative to the current folder.")
+    pairs: str | list[str] | dict[str, Annotated[float, Field(gt=0)]] = Field(
+        description="Pair file, list of pair files, or {file: weight}, relative to the current folder. An epoch holds "
+        "weight x the pairs of a file: 2 shows each pair twice, 0.5 half of them, the other half in the next epoch."
+    )
     format: Literal["auto", "spot", "trl", "visual_ai_spot", "token_ids"] = Field(
         "auto", description="Format of the pair files. auto detects it from the keys of the first line."
     )
@@ -243,8 +246,13 @@ class Recipe(Section):
 
     @property
     def pair_files(self) -> list[Path]:
-        files = [self.data.pairs] if isinstance(self.data.pairs, str) else self.data.pairs
-        return [Path(file) for file in files]
+        return [Path(file) for file in ([self.data.pairs] if isinstance(self.data.pairs, str) else self.data.pairs)]
+
+    @property
+    def pair_weights(self) -> dict[Path, float]:
+        """Weights of the pair files that have one."""
+        pairs = self.data.pairs
+        return {Path(file): weight for file, weight in pairs.items()} if isinstance(pairs, dict) else {}
 
     @property
     def has_compact_states(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from spot_megatron.data.costs import cost_model
 from spot_megatron.data.dataset import PreferencePairDataset
+from spot_megatron.data.mixture import FileShare, mix_files
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.parallel.groups import Topology
@@ -31,6 +32,7 @@ def training_batches(
         max_steps=train.max_steps,
         shared_tokens=packing.shared_tokens(recipe),
         recomputed_above=packing.recomputed_above(recipe.memory),
+        shares=mix_files(dataset.pairs, recipe.pair_weights),
     )
 
 
@@ -47,6 +49,7 @@ def one_pass(recipe: Recipe, dataset: PreferencePairDataset, hf: HFModelConfig, 
         max_steps=None,
         shared_tokens=None,
         recomputed_above=None,
+        shares=None,
     )
 
 
@@ -62,6 +65,7 @@ def _batches(
     max_steps: int | None,
     shared_tokens: int | None,
     recomputed_above: int | None,
+    shares: list[FileShare] | None,
 ) -> BatchSampler:
     data = recipe.data
     return BatchSampler(
@@ -78,4 +82,5 @@ def _batches(
         shared_tokens=shared_tokens,
         microbatch_multiple=topology.pipeline_size if recipe.parallel.virtual_pipeline else 1,
         ids=[pair.id for pair in dataset.pairs],
+        shares=shares,
     )

@@ -10,13 +10,18 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core import parallel_state as mpu
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from torch.distributed.checkpoint.api import CheckpointException
 
 from spot_megatron.errors import CheckpointError
 from spot_megatron.hf.checksums import file_names, sums_of, verify_checksums, write_checksums
 from spot_megatron.model.gpt import PairGPT
 from spot_megatron.weights.dist_metadata import METADATA, check_metadata
+
+SHARED_FROM_BYTES = 1 << 30  # of a rank's weights: a replica's writer process takes some 250 MB and seconds of its own
 
 
 def save_model(chunks: Sequence[PairGPT], folder: Path) -> None:
@@ -26,7 +31,12 @@ def save_model(chunks: Sequence[PairGPT], folder: Path) -> None:
     program needs an `if __name__ == "__main__"` guard.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    dist_checkpointing.save(model_state(chunks), str(folder), content_metadata=_content(chunks))
+    strategy = get_default_save_sharded_strategy()
+    replicas = mpu.get_data_parallel_group(with_context_parallel=True)
+    num_bytes = sum(parameter.nbytes for chunk in chunks for parameter in chunk.parameters())
+    if replicas.size() > 1 and num_bytes > SHARED_FROM_BYTES:  # else the first replica writes everything
+        strategy = FullyParallelSaveStrategyWrapper(strategy, replicas)
+    dist_checkpointing.save(model_state(chunks), str(folder), strategy, content_metadata=_content(chunks))
 
 
 def load_model(chunks: Sequence[PairGPT], folder: Path) -> None:

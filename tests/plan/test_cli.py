@@ -77,6 +77,17 @@ def test_own_pairs(capsys, tmp_path, recipe):
     assert "assumed" not in screen.split("Assumed:")[0]
 
 
+def test_a_missing_pair_file_is_named(capsys, tmp_path, recipe):
+    assert main([recipe]) == 0
+    assert "! data.pairs: nowhere.jsonl does not exist" in capsys.readouterr().out
+    assert main([recipe, "--assume", "response=1500"]) == 0
+    assert "nowhere.jsonl" not in capsys.readouterr().out
+    write_token_pairs(tmp_path / "pairs.jsonl", random_pairs(40))
+    both = f"data.pairs=[{tmp_path / 'pairs.jsonl'}, nowhere.jsonl]"
+    assert main([recipe, "--set", both]) == 2
+    assert "nowhere.jsonl does not exist" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

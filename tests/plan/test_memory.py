@@ -201,3 +201,22 @@ def test_unknown_model_names_the_nearest():
         planned_model("Qwen/Qwen3-14")
     assert planned_model("meta-llama/Llama-3.1-8B-Instruct").num_layers == 32
     assert planned_model("recipes/assets/qwen3_tiny").num_parameters < 1_000_000
+
+
+# (recompute, layers, positions of the pack) -> GiB that forward and backward add to weights, gradients and optimizer:
+# PyTorch's CUDA allocator, torch 2.11, local layers, attention `sdpa`, an 8B-wide model in bf16.
+ALLOCATED = {
+    ("none", 4, 12_512): 10.257,
+    ("selective", 4, 12_512): 9.701,
+    ("full", 4, 12_512): 3.247,
+    ("full", 16, 6256): 3.525,
+}
+
+
+@pytest.mark.parametrize(("case", "measured"), ALLOCATED.items())
+def test_peak_of_a_step_is_the_allocators(case, measured):
+    recompute, num_layers, positions = case
+    model = dataclasses.replace(QWEN3_8B, num_layers=num_layers)
+    inputs = PlanInput(model, Split(Parallel(), 1), Precision(), Memory(recompute=recompute), H800)
+    planned = stage_memory(inputs, positions, 2, 0)
+    assert measured <= (planned.activations + planned.transient) / memory.GIB <= 1.06 * measured

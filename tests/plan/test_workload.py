@@ -130,5 +130,5 @@ def test_pairs_without_a_tokenizer_are_told_by_characters(tmp_path):
 def test_a_pair_over_the_budget_stops_the_plan_as_it_stops_training(tmp_path):
     write_token_pairs(tmp_path / "pairs.jsonl", random_pairs(8))
     recipe = make_recipe(tmp_path, data={"tokens_per_microbatch": 12}, model={"hf": "Qwen/Qwen3-8B"})
-    with pytest.raises(PairError, match="set this to at least"):
+    with pytest.raises(PairError, match="set it to at least"):
         make_planner(recipe, GPU).estimate(recipe, 8)

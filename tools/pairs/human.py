@@ -106,7 +106,7 @@ def import_edits(path: Path, rectification: Rectification, grader: Grader) -> di
         elif _same_text(edit.text, error["response"]):
             counts["unchanged"] += 1
         else:
-            judged = judge_edit(error, edit.text, grader)
+            judged = judge_edit(error, edit.text, grader, rectification.meter)
             rectification.record({**rectification.attempt_record(edit.id, HUMAN), **judged})
             counts[judged["outcome"]] += 1
     return counts

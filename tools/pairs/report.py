@@ -17,7 +17,8 @@ from spot_megatron.report.html import render_page
 from spot_megatron.report.numbers import number
 from spot_megatron.report.plot import PALETTE
 from tools.pairs.conversation import text_of, transcript
-from tools.pairs.filter import Drop, Keep, Measures
+from tools.pairs.filter import Drop, Keep
+from tools.pairs.measures import Measures
 
 NUM_SAMPLES = 12
 CONTEXT_WORDS = 30  # kept on each side of an edit; longer unchanged stretches are folded

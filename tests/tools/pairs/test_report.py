@@ -6,7 +6,8 @@ import re
 
 from spot_megatron.files import write_rows
 from tests.tools.pairs.support import ASSETS, an_error, run
-from tools.pairs.filter import Keep, Measures
+from tools.pairs.filter import Keep
+from tools.pairs.measures import Measures
 from tools.pairs.report import CONTEXT_WORDS, ReportData, distributions, word_diff
 
 RIGHT = r"here 4*2=8. then 7*9=63. the answer is \boxed{8,63}."
