@@ -220,7 +220,7 @@ def test_the_base_may_be_a_hub_id(trained, monkeypatch, tmp_path):
 
 def test_what_stops_the_evaluation_is_told_without_a_traceback(trained, monkeypatch, capsys):
     assert launch.main([*trained, "model.hf=nowhere"]) == 2
-    assert "there is no folder nowhere" in capsys.readouterr().err
+    assert "the folder nowhere does not exist" in capsys.readouterr().err
     monkeypatch.setattr(launch, "evaluate", lambda recipe: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(launch, "run_alone", lambda command: 0)
     assert launch.main(trained) == 75
