@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from megatron.core import tensor_parallel
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 
 def mark_split_weights(model: torch.nn.Module) -> None:
@@ -31,3 +32,9 @@ def name_engine_gemm(moe_utils: Any) -> None:
     """Without Transformer Engine the router asks for a name that some versions never define."""
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None
+
+
+def grads_for_norm(part: DistributedOptimizer) -> list[torch.Tensor]:
+    """This rank's gradients, each element on one rank only; 0.19 renamed the method."""
+    find = getattr(part, "get_grads_for_grad_norm", None) or part.get_main_grads_for_grad_norm
+    return find()
