@@ -66,7 +66,7 @@ def main() -> None:
         watch.start("reference")
         reference = reference_pass(run, chunks)
         watch.stop()
-        policy = make_trainable(chunks, recipe, "cpu")
+        policy = make_trainable(chunks, recipe)
         shift = RewardShift(recipe.objective.shift.kind, recipe.objective.shift.decay)
         loss = ObjectiveLoss(recipe.objective, shift, reference)
         for step in range(job["num_steps"]):

@@ -71,17 +71,17 @@ def main(arguments: list[str] | None = None) -> int:
 def dry_run_facts(recipe: Recipe, estimate: Estimate) -> dict[str, Any]:
     """Builds every rank; gives all that the table shows. Sizes are in bytes."""
     hide_known_warnings()
-    from spot_megatron.plan.dryrun import dry_run, hf_config
+    from spot_megatron.plan.dryrun import dry_run
 
     start = time.perf_counter()
-    job, load = estimate.job, estimate.load
-    hf = hf_config(recipe.model.hf)
+    inputs, load = estimate.inputs, estimate.load
+    hf = inputs.model
     check_vocabulary(estimate.workload.pairs, hf.vocab_size, f"vocab_size of {recipe.model.hf}")
-    run = dry_run(recipe, hf, job.split.num_gpus)
+    run = dry_run(recipe, hf, inputs.split.num_gpus)
     stages = []
     for stage in range(recipe.parallel.pipeline):
         ranks = run.of_stage(stage)
-        memory = stage_memory(job, recipe.data.tokens_per_microbatch, load.num_microbatches, stage)
+        memory = stage_memory(inputs, recipe.data.tokens_per_microbatch, load.num_microbatches, stage)
         stages.append(
             {
                 "stage": stage,
@@ -95,15 +95,15 @@ def dry_run_facts(recipe: Recipe, estimate: Estimate) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "model": recipe.model.hf,
-        "num_gpus": job.split.num_gpus,
-        "gpu": job.gpu.name,
+        "num_gpus": inputs.split.num_gpus,
+        "gpu": inputs.gpu.name,
         "parallel": recipe.parallel.model_dump(),
         "num_parameters": run.num_parameters,
         "num_tensors": run.num_tensors,
         "compared": run.compared,
         "built_ranks": len(run.ranks),
         "stages": stages,
-        "usable": job.gpu.usable_bytes,
+        "usable": inputs.gpu.usable_bytes,
         "fits": estimate.fits,
         "pairs": len(estimate.workload.pairs),
         "pairs_source": estimate.workload.source,
@@ -127,7 +127,7 @@ def packs(recipe: Recipe, estimate: Estimate, hf: HFModelConfig) -> dict[str, An
     return {
         "steps": load.num_steps,
         "pairs_a_step": recipe.train.batch_pairs,
-        "data_ranks": estimate.job.split.data,
+        "data_ranks": estimate.inputs.split.data,
         "most_microbatches": load.num_microbatches,
         "largest_pair": load.largest_pair,
         "largest_pack": int(max(step[..., ROWS].max() for step in steps)),
@@ -189,8 +189,8 @@ def _size(num_bytes: float) -> str:
 
 def does_not_fit(planner: Planner, recipe: Recipe, estimate: Estimate) -> RecipeError:
     """Names the keys to change."""
-    need, have = estimate.memory.total / GIB, estimate.job.gpu.usable_bytes / GIB
-    num_gpus = estimate.job.split.num_gpus
+    need, have = estimate.memory.total / GIB, estimate.inputs.gpu.usable_bytes / GIB
+    num_gpus = estimate.inputs.split.num_gpus
     ways = [
         f"{'' if option.num_gpus == num_gpus else f'--gpus {option.num_gpus} '}--set {option.flags} "
         f"({option.estimate.memory.total / GIB:.1f} GiB)"
@@ -198,7 +198,7 @@ def does_not_fit(planner: Planner, recipe: Recipe, estimate: Estimate) -> Recipe
     ]
     remedy = "; or ".join(ways) or "no change of one layout that was tried is enough; choose a GPU with more memory"
     return RecipeError(
-        f"{recipe.name} needs {need:.1f} GiB on {estimate.job.gpu.name}, of which {have:.1f} can be used: {remedy}"
+        f"{recipe.name} needs {need:.1f} GiB on {estimate.inputs.gpu.name}, of which {have:.1f} can be used: {remedy}"
     )
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from spot_megatron.errors import RecipeError, UserError, WeightError, print_error
-from tools.oracle.http_server import FAULTS, Answer, Answerer, Faults, Service, serve
+from tools.oracle.http_server import FAULTS, IDLE_CLOSE, REPLY_FAULTS, Answer, Answerer, Faults, Service, serve
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -21,7 +21,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--latency-ms", type=float, default=0.0, help="time before every answer")
     parser.add_argument("--fault-rate", type=float, default=0.0, help="share of calls that fail, spread over --faults")
     parser.add_argument(
-        "--faults", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="KIND", help=f"of {FAULTS}"
+        "--faults",
+        nargs="+",
+        choices=(*FAULTS, IDLE_CLOSE, *REPLY_FAULTS),
+        default=list(FAULTS),
+        metavar="KIND",
+        help=f"default: {' '.join(FAULTS)}; also: {' '.join((IDLE_CLOSE, *REPLY_FAULTS))}",
     )
     parser.add_argument("--slow-seconds", type=float, default=5.0, help="pause in the middle of a slow body")
     parser.add_argument("--seed", type=int, default=0, help="of the faults and of the rule-made answers")

@@ -16,10 +16,9 @@ from pathlib import Path
 
 from spot_megatron.errors import UserError, positive_int, print_error
 from spot_megatron.plan.estimate import make_planner
-from spot_megatron.plan.figure import write_figure
 from spot_megatron.plan.hardware import find_gpu
-from spot_megatron.plan.report import as_dict, text
 from spot_megatron.plan.search import best_layouts, cheapest_fits
+from spot_megatron.plan.text import as_dict, text
 from spot_megatron.recipe import load_recipe
 
 
@@ -40,6 +39,8 @@ def _run(options: argparse.Namespace) -> int:
     best = best_layouts(planner, recipe, options.gpus) if options.best else []
     print(json.dumps(as_dict(estimate, fits, best), indent=1) if options.json else text(estimate, fits, best))
     if options.figure:
+        from spot_megatron.plan.figure import write_figure  # Bokeh takes half a second to import
+
         write_figure(options.figure, estimate, fits, best)
     return 0 if estimate.fits else 1
 
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tools.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", help="name of a recipe in recipes/, or a YAML file")
-    parser.add_argument("--gpus", type=positive_int, default=8, help="GPUs of the job (default 8)")
+    parser.add_argument("--gpus", type=positive_int, default=8, help="GPUs of the inputs (default 8)")
     parser.add_argument("--gpu", default="h800", help="h800 (default), h100, h200, a100 or b200, 8 in a node")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value", dest="overrides")
     parser.add_argument("--pairs", nargs="+", type=Path, default=[], help="pair files to plan for")

@@ -1,11 +1,9 @@
-"""Where Megatron-Core 0.16.1 to 0.19.2 need a hand, each told apart by what is there, not by a version number.
+"""Differences and defects of Megatron-Core 0.16.1 to 0.19.2, recognised by its code, not by a version number.
 
-Every guard stands here; the rest of the code is written for all of them alike.
+The rest of the project is written for all of these versions alike.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from megatron.core import tensor_parallel
@@ -26,12 +24,6 @@ def mark_split_weights(model: torch.nn.Module) -> None:
         dim = next((dim for kind, dim in split_dims.items() if isinstance(module, kind)), None)
         if dim is not None and module.weight is not None and not hasattr(module.weight, "tensor_model_parallel"):
             tensor_parallel.set_tensor_model_parallel_attributes(module.weight, True, dim, 1)
-
-
-def name_engine_gemm(moe_utils: Any) -> None:
-    """Without Transformer Engine the router asks for a name that some versions never define."""
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
 
 
 def grads_for_norm(part: DistributedOptimizer) -> list[torch.Tensor]:

@@ -8,8 +8,8 @@ from itertools import combinations, product
 from typing import Any
 
 from spot_megatron.errors import PairError, RecipeError
+from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.plan.estimate import Estimate, Planner, with_changes
-from spot_megatron.plan.model_shapes import ModelShape
 from spot_megatron.recipe import Recipe
 
 MOST_GPUS = 4096
@@ -37,7 +37,7 @@ class Option:
 def cheapest_fits(planner: Planner, recipe: Recipe, num_gpus: int, most: int = 3) -> list[Option]:
     """Changes after which the recipe fits, least time first: one or two of them, else three, else on more GPUs."""
     single = list(_changes(planner, recipe))
-    quick = Planner(planner.workload, planner.shape, planner.gpu, most_steps=3)
+    quick = Planner(planner.workload, planner.model, planner.gpu, most_steps=3)
     while num_gpus <= MOST_GPUS:
         for counts in ((1, 2), (3,)):
             merged = [_merge(group) for count in counts for group in combinations(single, count)]
@@ -77,7 +77,7 @@ def _changes(planner: Planner, recipe: Recipe) -> Iterator[dict[str, Any]]:
         yield {"parallel.pipeline": p.pipeline * factor}
         yield {"parallel.tensor": p.tensor * factor, "parallel.sequence": True}
         yield {"parallel.context": p.context * factor}
-        if planner.shape.num_experts:
+        if planner.model.num_experts:
             yield {"parallel.expert": p.expert * factor}
 
 
@@ -113,7 +113,7 @@ def _try(planner: Planner, recipe: Recipe, num_gpus: int) -> Estimate | None:
 
 def best_layouts(planner: Planner, recipe: Recipe, num_gpus: int, most: int = 5) -> list[Option]:
     """The layouts that fit and take least time. Precision, data and objective stay as they are."""
-    quick = Planner(planner.workload, planner.shape, planner.gpu, most_steps=3)
+    quick = Planner(planner.workload, planner.model, planner.gpu, most_steps=3)
     options = _fitting(quick, recipe, num_gpus, list(_layouts(planner, recipe, num_gpus)))
     return _fastest(planner, recipe, options, most)
 
@@ -134,14 +134,14 @@ def _value(recipe: Recipe, key: str) -> Any:
 
 
 def _layouts(planner: Planner, recipe: Recipe, num_gpus: int) -> Iterator[dict[str, Any]]:
-    shape, data = planner.shape, recipe.data
+    model, data = planner.model, recipe.data
     longest = int(planner.workload.costs[data.layout][:, 0].max())
     packs = sorted({data.tokens_per_microbatch, *(tokens for tokens in PACKS if tokens >= longest)})[:4]
-    splits = product((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8, 16), _expert_sizes(shape, num_gpus))
+    splits = product((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8, 16), _expert_sizes(model, num_gpus))
     for tensor, context, pipeline, expert in splits:
-        if num_gpus % (tensor * context * pipeline) or tensor * context > min(8, shape.num_groups):
+        if num_gpus % (tensor * context * pipeline) or tensor * context > min(8, model.num_groups):
             continue
-        for chunks in _chunks(shape, pipeline):
+        for chunks in _chunks(model, pipeline):
             ways = [("none", None), ("full", None), *(("none", rows) for rows in KEPT)]
             for (recompute, kept), tokens in product(ways, packs):
                 yield {
@@ -157,13 +157,13 @@ def _layouts(planner: Planner, recipe: Recipe, num_gpus: int) -> Iterator[dict[s
                 }
 
 
-def _expert_sizes(shape: ModelShape, num_gpus: int) -> list[int]:
-    if not shape.num_experts:
+def _expert_sizes(model: HFModelConfig, num_gpus: int) -> list[int]:
+    if not model.num_experts:
         return [1]
-    return [n for n in (1, 2, 4, 8, 16, 32, 64) if shape.num_experts % n == 0 and num_gpus % n == 0]
+    return [n for n in (1, 2, 4, 8, 16, 32, 64) if model.num_experts % n == 0 and num_gpus % n == 0]
 
 
-def _chunks(shape: ModelShape, pipeline: int) -> list[int | None]:
+def _chunks(model: HFModelConfig, pipeline: int) -> list[int | None]:
     """Without interleaving, and with chunks of few layers."""
-    fitting = [v for v in (2, 3, 4) if pipeline > 1 and shape.num_layers % (pipeline * v) == 0]
+    fitting = [v for v in (2, 3, 4) if pipeline > 1 and model.num_layers % (pipeline * v) == 0]
     return [None, *fitting[-1:]]

@@ -7,7 +7,7 @@ data/pack.py and data/sampler.py say how many rows they take and how they are de
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ import numpy as np
 from spot_megatron.data.costs import cost_model
 from spot_megatron.data.pack import Layout, attention_cost, segments
 from spot_megatron.data.records import Pair, TokenPair, read_pairs
-from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.errors import PairError, RecipeError
+from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.parallel.split import Split
-from spot_megatron.plan.model_shapes import ModelShape
 from spot_megatron.recipe import Recipe
-from spot_megatron.train.packing import pack_multiple, recomputed_above, shared_tokens
+from spot_megatron.train.packing import pack_multiple, recomputed_above, training_sampler
 
 CHARS_PER_TOKEN = 3.0  # English mathematics under a 150k vocabulary, roughly; used only without the model's tokenizer
 LAYOUTS: tuple[Layout, Layout] = ("shared", "separate")
@@ -60,11 +59,13 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Workload:
-    """Pairs to train on; `source` says in words where they come from, `dropped` counts those left out by reason."""
+    """Pairs to train on. `source` names their files or the assumptions, `dropped` counts dropped pairs by reason, and
+    `missing` are the recipe's files that do not exist."""
 
     pairs: list[TokenPair]
     source: str
     dropped: dict[str, int]
+    missing: tuple[str, ...] = ()
 
     @cached_property
     def costs(self) -> dict[Layout, np.ndarray]:
@@ -147,13 +148,13 @@ def pairs_of_files(recipe: Recipe, files: Sequence[Path]) -> Workload:
 
 
 def _by_characters(record: Pair) -> TokenPair:
-    prompt = record.prompt if isinstance(record.prompt, str) else "".join(str(m["content"]) for m in record.prompt)
+    prompt = record.prompt if isinstance(record.prompt, str) else "".join(str(m.get("content")) for m in record.prompt)
     same = next((i for i, (a, b) in enumerate(zip(record.chosen, record.rejected, strict=False)) if a != b), None)
     shared = min(len(record.chosen), len(record.rejected)) if same is None else same
     prompt_tokens, chosen, rejected, shared = (
         max(1, round(n / CHARS_PER_TOKEN)) for n in (len(prompt), len(record.chosen), len(record.rejected), shared)
     )
-    return _pair_of_lengths(record.id, prompt_tokens, chosen + 1, rejected + 1, shared)
+    return replace(_pair_of_lengths(record.id, prompt_tokens, chosen + 1, rejected + 1, shared), source=record.source)
 
 
 @dataclass(frozen=True)
@@ -177,35 +178,23 @@ class Load:
         return max(step.shape[1] for step in self.steps)
 
 
-def plan_steps(recipe: Recipe, split: Split, workload: Workload, shape: ModelShape, most_steps: int = 12) -> Load:
+def plan_steps(recipe: Recipe, split: Split, workload: Workload, model: HFModelConfig, most_steps: int = 12) -> Load:
     """The run's packs, from the sampler that training uses, for up to `most_steps` steps spread over the run.
 
     Raises:
         PairError: a pair does not fit in data.tokens_per_microbatch.
     """
     data = recipe.data
-    costs, model = workload.costs[data.layout], cost_model(shape.as_hf())
-    sampler = BatchSampler(
-        costs[:, ROWS],
-        model.of(costs[:, ROWS], costs[:, PRODUCTS], costs[:, SCORED], recomputed_above(recipe.memory)),
-        batch_pairs=recipe.train.batch_pairs,
-        epochs=recipe.train.epochs,
-        order=data.order,
-        seed=recipe.seed,
-        max_steps=recipe.train.max_steps,
-        dp_size=split.data,
-        tokens_per_microbatch=data.tokens_per_microbatch,
-        pairs_per_microbatch=data.pairs_per_microbatch,
-        shared_tokens=shared_tokens(recipe),
-        microbatch_multiple=split.parallel.pipeline if split.parallel.virtual_pipeline else 1,
-        ids=[pair.id for pair in workload.pairs],
-    )
+    costs, weights = workload.costs[data.layout], cost_model(model)
+    pair_costs = weights.of(costs[:, ROWS], costs[:, PRODUCTS], costs[:, SCORED], recomputed_above(recipe.memory))
+    sampler = training_sampler(recipe, workload.pairs, costs[:, ROWS], pair_costs, split.data)
     multiple = pack_multiple(recipe)
     chosen = np.unique(np.linspace(0, sampler.num_steps - 1, min(most_steps, sampler.num_steps)).round().astype(int))
     steps = [_loads(sampler.plan(int(step)), costs, multiple) for step in chosen]
     real_rows = sum(costs[sampler.batch(int(step)), ROWS].sum() for step in chosen)
     if recipe.train.max_steps is None:
-        uses = np.full(len(costs), recipe.train.epochs)
+        shown = np.concatenate([sampler.epoch_pairs(epoch) for epoch in range(recipe.train.epochs)])
+        uses = np.bincount(shown, minlength=len(costs))
     else:
         every = [sampler.batch(step) for step in range(sampler.num_steps)]
         uses = np.bincount(np.concatenate(every), minlength=len(costs))

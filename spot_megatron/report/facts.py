@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from statistics import median
 from typing import Any, Literal
 
 from spot_megatron.objective.values import VALUE_AT_REFERENCE
+from spot_megatron.report.numbers import number
 from spot_megatron.report.run import Run, Score
-from spot_megatron.report.svg import median, number
 
 LAST = 10  # steps that a "mean of the last" is taken over
 FIRST_LOSS_TOLERANCE = 0.01  # relative; the run's own gate is finer, this catches a file of another run

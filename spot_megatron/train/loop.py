@@ -48,7 +48,7 @@ def work(job: Setup) -> int:
     job.heartbeat.beat(0, "reference pass")
     reference = reference_pass(job, chunks)
 
-    policy = make_trainable(chunks, recipe, topology.device.type)
+    policy = make_trainable(chunks, recipe)
     shift = RewardShift(recipe.objective.shift.kind, recipe.objective.shift.decay)
     stopped = train(job, policy, shift, reference)
     if stopped:

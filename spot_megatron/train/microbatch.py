@@ -11,7 +11,7 @@ from megatron.core import tensor_parallel
 from torch import Tensor
 
 from spot_megatron.data.pack import Pack
-from spot_megatron.model.attention.pair import PairSeqParams, own_rows, pair_seq_params
+from spot_megatron.model.attention.pair import PairSeqParams, own_positions, pair_seq_params
 from spot_megatron.objective.reward import segment_sums
 from spot_megatron.parallel.device import to_device
 
@@ -28,10 +28,10 @@ class MicroBatch:
 
 def microbatch(pack: Pack, device: torch.device, context_rank: int = 0, context_size: int = 1) -> MicroBatch:
     """Copies this context-parallel rank's positions of `pack` to `device`."""
-    rows = own_rows(pack, context_rank, context_size)
+    positions = own_positions(pack, context_rank, context_size)
 
     def own(array: np.ndarray) -> Tensor:
-        return to_device(array[rows], device)[None]
+        return to_device(array[positions], device)[None]
 
     layout = pair_seq_params(pack, device, context_rank, context_size)
     return MicroBatch(pack, layout, own(pack.input_ids), own(pack.position_ids))

@@ -74,7 +74,7 @@ class Policy:
                 chunk.start_param_sync(force_sync=True)
 
 
-def make_trainable(chunks: list[PairGPT], recipe: Recipe, device: str) -> Policy:
+def make_trainable(chunks: list[PairGPT], recipe: Recipe) -> Policy:
     """Wraps the chunks for data-parallel training and builds their optimizer."""
     config = chunks[0].config
     num_replicas = mpu.get_data_parallel_world_size(with_context_parallel=True)
@@ -93,9 +93,10 @@ def make_trainable(chunks: list[PairGPT], recipe: Recipe, device: str) -> Policy
     ]
     _fuse_weight_gradients(chunks)
     optimizer = get_megatron_optimizer(_optimizer_config(recipe), wrapped, use_gloo_process_groups=False)
-    if device == "cpu":
-        for group in optimizer.param_groups:
-            group["fused"] = True  # torch's AdamW in one pass over memory, without two temporaries a parameter
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(part.optimizer, torch.optim.AdamW):  # Transformer Engine's and Apex' are fused already
+            for group in part.optimizer.param_groups:
+                group["fused"] = True  # one pass over memory, without temporaries of 4 bytes a parameter
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     single = len(wrapped) == 1

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import torch
-
 from spot_megatron.data.dataset import PreferencePairDataset
 from spot_megatron.data.pack import Pack
 from spot_megatron.data.records import TokenPair, read_pairs
@@ -21,6 +19,7 @@ from spot_megatron.hf.config import HFModelConfig, read_hf_config
 from spot_megatron.hf.folder import HFFolder
 from spot_megatron.hf.hub import resolve_model
 from spot_megatron.model.config import transformer_config
+from spot_megatron.parallel.device import make_deterministic
 from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 from spot_megatron.train import checkpoint
@@ -67,9 +66,7 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
         UserError: recipe, model folder, pairs or the run to be resumed cannot be used.
     """
     if recipe.deterministic:
-        torch.use_deterministic_algorithms(True)
-        if topology.device.type == "cpu":
-            torch.set_num_threads(1)
+        make_deterministic(topology.device)
     hf_folder = resolve_model(recipe.model.hf)
     hf = read_hf_config(hf_folder)
     transformer_config(hf, recipe, topology.device.type)  # raises for a split that does not fit, before data is read

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from spot_megatron.data.pack import Pack
@@ -30,6 +31,7 @@ from spot_megatron.objective.reward import score_pairs
 from spot_megatron.objective.shift import RewardShift
 from spot_megatron.parallel.device import to_device
 from spot_megatron.parallel.groups import Topology
+from spot_megatron.parallel.pipeline import known_shapes
 from spot_megatron.recipe import Objective
 from spot_megatron.train.microbatch import MicroBatch, microbatch, over_context_ranks
 
@@ -87,17 +89,18 @@ def forward_backward(
         )
         return output, partial(loss_of, batch)
 
-    longest = max(len(pack.input_ids) for pack in packs)
+    lengths = [len(pack.input_ids) for pack in packs]
     iterators = [iter(packs) for _ in chunks]
-    return get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iterators if len(chunks) > 1 else iterators[0],
-        model=list(chunks) if len(chunks) > 1 else chunks[0],
-        num_microbatches=len(packs),
-        seq_length=longest,
-        micro_batch_size=1,
-        forward_only=forward_only,
-    )
+    with known_shapes(get_model_config(chunks[0]), lengths, forward_only):
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iterators if len(chunks) > 1 else iterators[0],
+            model=list(chunks) if len(chunks) > 1 else chunks[0],
+            num_microbatches=len(packs),
+            seq_length=max(lengths),
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
 
 
 class ObjectiveLoss:

@@ -14,7 +14,6 @@ from spot_megatron.parallel.groups import parallel_groups
 from spot_megatron.parallel.split import Split
 from spot_megatron.plan.estimate import make_planner
 from spot_megatron.plan.hardware import find_gpu
-from spot_megatron.plan.model_shapes import ModelShape
 from spot_megatron.plan.workload import (
     PRODUCTS,
     ROWS,
@@ -32,7 +31,7 @@ from spot_megatron.train.packing import pack_multiple
 from tests.support import SHAPE, make_recipe, one_process, random_pairs, write_token_pairs
 
 GPU = find_gpu("h800")
-SMALL = ModelShape.from_hf("small", SHAPE)
+SMALL = SHAPE
 
 
 def test_a_real_run_computes_the_planned_tokens(tmp_path):
@@ -131,5 +130,5 @@ def test_pairs_without_a_tokenizer_are_told_by_characters(tmp_path):
 def test_a_pair_over_the_budget_stops_the_plan_as_it_stops_training(tmp_path):
     write_token_pairs(tmp_path / "pairs.jsonl", random_pairs(8))
     recipe = make_recipe(tmp_path, data={"tokens_per_microbatch": 12}, model={"hf": "Qwen/Qwen3-8B"})
-    with pytest.raises(PairError, match="set this to at least"):
+    with pytest.raises(PairError, match="set it to at least"):
         make_planner(recipe, GPU).estimate(recipe, 8)

@@ -46,7 +46,7 @@ def test_gradient_is_the_mean_over_pairs(tmp_path, objective, packing):
         shift = RewardShift(recipe.objective.shift.kind, 0.9, value=0.3)
         expected_loss, expected = plain_mean(model, recipe, reference, shift.value)
 
-        policy = make_trainable([model], recipe, "cpu")
+        policy = make_trainable([model], recipe)
         policy.zero_grad()
         packs = packs_of(PACKINGS[packing])
         reports = forward_backward(policy.wrapped, packs, ObjectiveLoss(recipe.objective, shift, reference), topology)

@@ -5,25 +5,45 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from tools.oracle.batches import BatchStore
 
 TRANSPORT_FAULTS = ("rate_limit", "server_error", "reset", "slow_body", "truncated_json", "empty_choices")
 CONTENT_FAULTS = ("missing_markers", "wrong_answer")
 FAULTS = TRANSPORT_FAULTS + CONTENT_FAULTS
+# Only on request: a connection that the server closes while idle, and replies that no retry makes better.
+IDLE_CLOSE = "idle_close"
+REPLY_FAULTS = ("forbidden", "null_content", "thinking")
 
-_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests", 500: "Internal Server Error"}
+_STATUS_FAULTS = {
+    "rate_limit": (429, "slow down"),
+    "server_error": (500, "injected fault"),
+    "forbidden": (403, "this prompt is flagged"),
+}
+_BY_REQUEST = (*CONTENT_FAULTS, *REPLY_FAULTS)
+_IDLE_SECONDS = 0.02
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model behind the server says."""
+    """What the model behind the server says; `text` None is a null content."""
 
-    text: str
+    text: str | None
     finish_reason: str = "stop"
     token_ids: list[int] | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning: str | None = None
 
 
 class RefusedRequest(Exception):
@@ -50,8 +70,8 @@ class Faults:
         if not self._rate:
             return None
         digest = hashlib.blake2b(body, key=self._seed, digest_size=16).digest()
-        content = [kind for kind in self._kinds if kind in CONTENT_FAULTS]
-        transport = [kind for kind in self._kinds if kind not in CONTENT_FAULTS]
+        content = [kind for kind in self._kinds if kind in _BY_REQUEST]
+        transport = [kind for kind in self._kinds if kind not in _BY_REQUEST]
         each = self._rate / len(self._kinds)
         self._times_seen[digest] += 1
         count = str(self._times_seen[digest]).encode()
@@ -71,6 +91,13 @@ class Service:
     model: str = "oracle"
     latency: float = 0.0
     slow_seconds: float = 5.0
+    max_model_len: int | None = None
+    batches: BatchStore = field(default_factory=BatchStore)
+
+    def card(self) -> dict[str, Any]:
+        """The model's entry in the list of models."""
+        length = {} if self.max_model_len is None else {"max_model_len": self.max_model_len}
+        return {"id": self.model, "object": "model", **length}
 
 
 async def serve(service: Service, host: str, port: int) -> asyncio.Server:
@@ -80,18 +107,21 @@ async def serve(service: Service, host: str, port: int) -> asyncio.Server:
 
 
 class _Connection(asyncio.Protocol):
-    """One keep-alive connection; no client here sends a second request before it has its answer."""
+    """One keep-alive connection; no client sends a second request before it has its answer."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._buffer = bytearray()
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
+        self._closing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = bytes(self._buffer[:end])
@@ -101,26 +131,54 @@ class _Connection(asyncio.Protocol):
             body = bytes(self._buffer[end + 4 : end + 4 + length])
             del self._buffer[: end + 4 + length]
             method, path = head.split(b" ", 2)[:2]
-            self._route(method, path.split(b"?")[0].rstrip(b"/"), body)
+            self._route(method, path.split(b"?")[0].rstrip(b"/"), body, head)
 
-    def _route(self, method: bytes, path: bytes, body: bytes) -> None:
+    def _route(self, method: bytes, path: bytes, body: bytes, head: bytes) -> None:
         if method == b"GET" and path in (b"/health", b"/v1/health"):
             self._send(200, {"status": "ok"})
         elif method == b"GET" and path == b"/v1/models":
-            self._send(200, {"object": "list", "data": [{"id": self._service.model, "object": "model"}]})
+            self._send(200, {"object": "list", "data": [self._service.card()]})
         elif method == b"POST" and path == b"/v1/chat/completions":
             self._complete(body)
+        elif path.startswith((b"/v1/files", b"/v1/batches")):
+            self._batch_request(method, path, body, head)
         else:
             self._send_error(404, f"no {path.decode(errors='replace')} here")
+
+    def _batch_request(self, method: bytes, path: bytes, body: bytes, head: bytes) -> None:
+        try:
+            response = self._service.batches.handle(method.decode(), path.decode(), head, body, self._complete_later)
+        except (ValueError, KeyError, IndexError, TypeError) as error:  # whatever a client may send
+            self._send_error(400, f"not a batch request: {error}")
+            return
+        if response is None:
+            self._send_error(404, f"no {path.decode(errors='replace')} here")
+        elif isinstance(response, bytes):
+            self._transport.write(_head(200, len(response)) + response)
+        else:
+            self._send(200, response)
+
+    async def _complete_later(self, body: bytes) -> tuple[int, dict[str, Any]]:
+        """(status, body) of a request inside a batch."""
+        fault = self._service.faults.draw(body)
+        if fault in _STATUS_FAULTS:
+            status, message = _STATUS_FAULTS[fault]
+            return status, {"error": {"message": message}}
+        request = json.loads(body)
+        try:
+            answer = self._service.answer(request, fault if fault in CONTENT_FAULTS else None)
+            answer = answer if isinstance(answer, Answer) else await answer
+        except (ValueError, KeyError, TypeError, RefusedRequest) as error:
+            return 400, {"error": {"message": f"cannot answer this request: {error}"}}
+        return 200, completion_body(request, _changed(answer, fault), empty=fault == "empty_choices")
 
     def _complete(self, body: bytes) -> None:
         fault = self._service.faults.draw(body)
         if fault == "reset":
             self._loop.call_later(self._service.latency, self._transport.abort)
             return
-        if fault in ("rate_limit", "server_error"):
-            status, message = (429, "slow down") if fault == "rate_limit" else (500, "injected fault")
-            self._loop.call_later(self._service.latency, self._send_error, status, message)
+        if fault in _STATUS_FAULTS:
+            self._loop.call_later(self._service.latency, self._send_error, *_STATUS_FAULTS[fault])
             return
         try:
             request = json.loads(body)
@@ -141,7 +199,7 @@ class _Connection(asyncio.Protocol):
             self._deliver(request, done.result(), fault)
 
     def _deliver(self, request: dict[str, Any], answer: Answer, fault: str | None) -> None:
-        payload = json.dumps(completion_body(request, answer, empty=fault == "empty_choices")).encode()
+        payload = json.dumps(completion_body(request, _changed(answer, fault), empty=fault == "empty_choices")).encode()
         if fault == "truncated_json":
             payload = payload[: len(payload) // 2]
         head = _head(200, len(payload))
@@ -151,6 +209,8 @@ class _Connection(asyncio.Protocol):
             self._loop.call_later(self._service.slow_seconds, self._transport.write, payload[half:])
         else:
             self._transport.write(head + payload)
+        if fault == IDLE_CLOSE:
+            self._closing = self._loop.call_later(_IDLE_SECONDS, self._transport.close)
 
     def _send_error(self, status: int, message: str) -> None:
         self._send(status, {"error": {"message": message, "type": "injected" if status != 400 else "bad_request"}})
@@ -160,6 +220,12 @@ class _Connection(asyncio.Protocol):
         self._transport.write(_head(status, len(payload)) + payload)
 
 
+def _changed(answer: Answer, fault: str | None) -> Answer:
+    if fault == "null_content":
+        return replace(answer, text=None, reasoning=answer.text)
+    return replace(answer, reasoning="Let me see.") if fault == "thinking" else answer
+
+
 def completion_body(request: dict[str, Any], answer: Answer, empty: bool = False) -> dict[str, Any]:
     """The body of a chat completion, with vLLM's `token_ids` where the request asks for them and they are known."""
     choice: dict[str, Any] = {
@@ -167,6 +233,8 @@ def completion_body(request: dict[str, Any], answer: Answer, empty: bool = False
         "message": {"role": "assistant", "content": answer.text},
         "finish_reason": answer.finish_reason,
     }
+    if answer.reasoning is not None:
+        choice["message"]["reasoning_content"] = answer.reasoning
     if request.get("return_token_ids") and answer.token_ids is not None:
         choice["token_ids"] = answer.token_ids
     return {

@@ -11,8 +11,9 @@ from typing import Any
 from spot_megatron.errors import PairError, positive_int
 from spot_megatron.files import AtomicWriter, dump_line, read_rows, write_text
 from tools.pairs.cli import STARTS_OVER, existing_file, output_file, print_summary, run_program
-from tools.pairs.filter import Keep, PairFilter, Rules, load_encoder
+from tools.pairs.filter import Keep, PairFilter, Rules
 from tools.pairs.grade import Grader
+from tools.pairs.measures import load_tokenizer
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -43,7 +44,7 @@ def main() -> None:
         output_file(args.report, "--report", args.rectified, args.output, dropped_path, summary_path)
     rules = Rules(args.gamma, args.max_tokens, args.min_edit_tokens, verify=not args.no_verify)
     grader = Grader(num_workers=1)
-    pair_filter = PairFilter(rules, load_encoder(args.tokenizer), grader)
+    pair_filter = PairFilter(rules, load_tokenizer(args.tokenizer), grader)
     report = None
     if args.report:
         from tools.pairs.report import ReportData
@@ -75,6 +76,7 @@ def _summary(args: argparse.Namespace, pair_filter: PairFilter) -> dict[str, Any
         "rectified": pair_filter.counts.total(),
         "pairs": pair_filter.counts["kept"],
         "dropped": dropped,
+        "flagged_inconsistent": pair_filter.num_inconsistent,
         "settings": {
             "gamma": args.gamma,
             "max_tokens": args.max_tokens,

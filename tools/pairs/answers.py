@@ -1,28 +1,22 @@
 """Reading what the oracle wrote: the text between the marker lines, and whether it may become a chosen side."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from spot_megatron.files import Row
-from tools.pairs.grade import CORRECT, NO_ANSWER, TIMEOUT, Grader
+from tools.pairs.conversation import shown_problem
+from tools.pairs.grade import CORRECT, NO_ANSWER, UNDECIDED, WRONG, Grader, extract
+from tools.pairs.leaks import find_leak
+from tools.pairs.measures import PolicyTokenizer, measure
 from tools.pairs.prompts import MARKER_END, MARKER_START
 
-# Wording that gives away that the text was corrected or that the answer was known. A phrase that the student's own
-# text or the question already uses is no leak.
-_LEAKS = tuple(
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        r"\b(?:reference|provided|given|known|supplied|expected|official) (?:final )?(?:answer|solution|result)\b",
-        r"\b(?:ground[- ]truth|answer key)\b",
-        r"\b(?:correct|true|right) (?:final )?answer (?:is (?:given|known|stated|supposed)|was|should)\b",
-        r"\bmatch(?:es|ing)? the (?:correct|expected|given|true|required) (?:answer|result|value)\b",
-        r"\b(?:the|this|your|my) (?:original|previous|earlier|above|first) (?:solution|answer|attempt|response)\b",
-        r"\bstudent'?s? (?:solution|answer|error|mistake|work)\b",
-        r"\b(?:corrected|rectified|revised) (?:solution|answer|version|response|step)\b",
-        r"\bhere(?:'s| is) the (?:corrected|edited|revised)\b",
-        r"\b(?:the|an?|my) (?:error|mistake) (?:was|is|in|above|here|occurred|occurs)\b",
-        r"\bI (?:made|found|fixed|corrected) (?:an?|the|my) (?:error|mistake)\b",
-    )
+_CLOSING = re.compile(r"(?:Therefore|So|Thus|Hence),? the (?:final )?answer is:?[\s$.]*", re.IGNORECASE)
+_NUMBER = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?"
+_STATED = re.compile(
+    rf"(?:=|\b(?:is|are|equals|gives|get|makes)\b)[\s$]*({_NUMBER})(?![,.]?\d|[\w^*+/(\\])", re.IGNORECASE
 )
 
 
@@ -38,10 +32,12 @@ def parse_edit(reply: str, finish_reason: str) -> Edit:
     """The text between the two marker lines, each of which must stand once, alone on its line, in order.
 
     Thinking up to the last `</think>` is left out first, so that marker lines rehearsed in it do not count. Reasons:
-    cut_off, unfinished_thinking, missing_markers.
+    cut_off, content_filter, empty_content, unfinished_thinking, missing_markers.
     """
-    if finish_reason == "length":
-        return Edit(None, "cut_off")
+    if finish_reason in ("length", "content_filter"):
+        return Edit(None, "cut_off" if finish_reason == "length" else finish_reason)
+    if not reply.strip():
+        return Edit(None, "empty_content")
     _, closed, text = reply.rpartition("</think>")
     if not closed and "<think>" in reply:
         return Edit(None, "unfinished_thinking")
@@ -54,27 +50,79 @@ def parse_edit(reply: str, finish_reason: str) -> Edit:
     return Edit(edited, "") if edited.strip() else Edit(None, "missing_markers")
 
 
-def find_leak(edited: str, *allowed: str) -> str | None:
-    """The first phrase of `edited` that speaks of a correction or a known answer and is in no allowed text."""
-    for pattern in _LEAKS:
-        for match in pattern.finditer(edited):
-            if not any(match[0].lower() in text.lower() for text in allowed):
-                return match[0]
-    return None
+def outside_boxes(text: str) -> str:
+    """The text with every balanced box, and the sentence that only announces it, left out; white space as one space."""
+    kept, position = [], 0
+    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
+        if match.start() < position:
+            continue
+        end, depth = match.end(), 1
+        while depth and end < len(text):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        kept.append(text[position : match.start()])
+        position = end
+    kept.append(text[position:])
+    return " ".join(_CLOSING.sub(" ", "".join(kept)).split()).rstrip(" $.")
 
 
-def judge_edit(error: Row, edited: str, grader: Grader) -> Row:
-    """Whether an edited answer may become the chosen side: changed, right by the grader, and free of leaks."""
+def is_answer_only(edited: str, original: str) -> bool:
+    """Whether only the boxed answer was changed, and not the reasoning that led to it."""
+    return outside_boxes(edited) == outside_boxes(original)
+
+
+def contradiction(text: str) -> str | None:
+    """The last number that the text states as a result, where its box holds another number; else None."""
+    boxes, _ = extract(text)
+    stated = _STATED.findall(outside_boxes(text))
+    if len(boxes) != 1 or not stated or not re.fullmatch(_NUMBER, boxed := boxes[0].strip(" $")):
+        return None
+    return stated[-1] if _value(stated[-1]) != _value(boxed) else None
+
+
+def _value(number: str) -> Fraction | None:
+    try:
+        return Fraction(number.replace(",", ""))
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def judge_edit(error: Row, edited: str, grader: Grader, meter: EditMeter | None = None) -> Row:
+    """Whether an edited answer may become the chosen side: changed, right by the grader, free of leaks, and small."""
     if " ".join(edited.split()) == " ".join(error["response"].split()):
         return rejected("unchanged")
     verdict = grader.grade(edited, error["answer"])
     if verdict.verdict != CORRECT:
-        reason = {NO_ANSWER: "no_answer", TIMEOUT: "grading_timeout"}.get(verdict.verdict, "wrong_answer")
+        reason = {NO_ANSWER: "no_answer", WRONG: "wrong_answer", UNDECIDED: "undecided"}.get(
+            verdict.verdict, "grading_timeout"
+        )
         return {**rejected(reason, verdict.extracted or ""), "corrected": edited}
-    leak = find_leak(edited, error["response"], error["question"])
+    if is_answer_only(edited, error["response"]):
+        return {**rejected("answer_only_edit", verdict.extracted or ""), "corrected": edited}
+    leak = find_leak(edited, error["response"], shown_problem(error))
     if leak is not None:
         return {**rejected("answer_leak", leak), "corrected": edited}
-    return {"outcome": "verified", "corrected": edited, "extracted": verdict.extracted}
+    measured = meter.judge(error["response"], edited) if meter else {}
+    if "reason" in measured:
+        return {**rejected(measured["reason"], measured["detail"]), "corrected": edited}
+    return {"outcome": "verified", "corrected": edited, "extracted": verdict.extracted, **measured}
+
+
+@dataclass(frozen=True)
+class EditMeter:
+    """Measures edits in the policy's tokens, so that one that the filter would drop is tried again."""
+
+    tokenizer: PolicyTokenizer
+    gamma: float
+
+    def judge(self, original: str, edited: str) -> Row:
+        """The change ratio and the shared prefix, or the reason and detail of a rejection."""
+        rejected, chosen = self.tokenizer.encode([original, edited])
+        measures = measure(0, chosen, rejected)
+        if measures.change_ratio > self.gamma:
+            return {"reason": "change_ratio", "detail": f"{measures.change_ratio:.2f}; at most {self.gamma:g}"}
+        ratio = round(measures.change_ratio, 4)
+        return {"change_ratio": ratio, "shared_prefix_tokens": measures.shared_prefix_tokens}
 
 
 def rejected(reason: str, detail: str = "") -> Row:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,15 @@ from typing import Any
 
 from spot_megatron.errors import PairError
 from spot_megatron.files import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
+from tools.pairs.batch import BatchClient
 from tools.pairs.client import CallFailed, ChatClient, Completion
 from tools.pairs.grade import CORRECT, NO_ANSWER, WRONG, Grader, Verdict
 from tools.pairs.journal import Fields, Journal, check_fields
 from tools.pairs.pool import FailureStreak, progress_bar, run_pool
 from tools.pairs.questions import QuestionSet
+from tools.pairs.replies import CONTENT_FILTER
 from tools.pairs.sampling import Key, Sampling, Shard, error_id
+from tools.pairs.unusable import UNUSABLE, UnusableStreak, unusable_reply
 
 
 class Elicitation:
@@ -34,7 +38,7 @@ class Elicitation:
                 'two samples would get the same id, because a question id ends in "#<number>". Rename that id.'
             )
         name = shard.name("responses", ".jsonl") if shard else "responses.jsonl"
-        self.journal = Journal(output / name, asdict(sampling), lambda record: "failed" not in record)
+        self.journal = Journal(output / name, asdict(sampling), _is_answer)
         self.offsets: dict[Key, int] = {}  # where the latest record of a key starts
         self.retry: dict[Key, str] = {}  # keys whose latest record is a failure; why a server refused them, else ""
         self.num_correct = self.num_graded = self.num_outside_plan = 0
@@ -46,8 +50,9 @@ class Elicitation:
         return ((question_id, sample) for sample in range(self.samples) for question_id in self.questions)
 
     def pending(self) -> Iterator[Key]:
-        """What is still to be asked, failures of earlier runs included."""
-        return (key for key in self.plan() if key not in self.offsets or key in self.retry)
+        """Keys without an answer; failures of earlier runs come last, after others have shown that the server works."""
+        yield from (key for key in self.plan() if key not in self.offsets)
+        yield from (key for key in self.plan() if key in self.retry)
 
     def _note(self, offset: int, record: Row) -> None:
         fields = _FAILURE_FIELDS if "failed" in record else _ANSWER_FIELDS
@@ -57,7 +62,8 @@ class Elicitation:
         if question is None or key[1] >= self.samples:
             self.num_outside_plan += 1
             return
-        if (record["question"], record["answer"]) != (question.question, question.answer):
+        before = (record["question"], record["answer"], record.get("prompt_hash", question.prompt_hash()))
+        if before != (question.question, question.answer, question.prompt_hash()):
             raise PairError(
                 f"{self.journal.path}: question {key[0]!r} is on file with another text or answer than in the "
                 "question file. Give changed questions new ids, or a new --output folder."
@@ -72,11 +78,12 @@ class Elicitation:
     def _record(self, record: Row) -> None:
         self._note(self.journal.append(record), record)
 
-    async def run(self, client: ChatClient, grader: Grader, concurrency: int, max_failures: int) -> None:
+    async def run(self, client: ChatClient | BatchClient, grader: Grader, concurrency: int, max_failures: int) -> None:
         """Ask, grade and record everything that is pending."""
         pending = list(self.pending())
         total = len(self.questions) * self.samples
         streak = FailureStreak(max_failures)
+        unusable = UnusableStreak(max_failures)
         with (
             progress_bar("elicit", total, total - len(pending), "sample") as bar,
             ThreadPoolExecutor(grader.num_workers) as threads,
@@ -85,9 +92,12 @@ class Elicitation:
             async def ask(key: Key) -> None:
                 question, number = self.questions[key[0]], streak.begin()
                 record: Row = {"id": key[0], "sample": key[1], "question": question.question, "answer": question.answer}
+                record["prompt_hash"] = question.prompt_hash()
                 try:
                     completion = await client.complete(self.sampling.request(question, key[1]))
                 except CallFailed as error:
+                    if error.reason == "interrupted":
+                        return  # still pending
                     record |= {"failed": error.reason, "permanent": error.permanent, "detail": error.detail}
                     is_known = error.permanent and self.retry.get(key) == error.reason and self.num_graded > 0
                     self._record({**record, "calls": error.calls.num_calls})
@@ -96,19 +106,22 @@ class Elicitation:
                         streak.failed(number, str(error), error.permanent)
                     return
                 streak.succeeded()
+                verdict = unusable_reply(completion, self.sampling.thinking)
                 arguments = (completion.text, question.answer, completion.finish_reason)
-                verdict = grader.grade_at_once(*arguments)
+                verdict = verdict or grader.grade_at_once(*arguments)
                 if verdict is None:
                     verdict = await asyncio.get_running_loop().run_in_executor(threads, grader.grade, *arguments)
                 self._record(record | _answer_fields(completion, verdict))
                 bar.update()
+                unusable.note(verdict.reason)
                 if self.num_graded % 100 == 0:
                     bar.set_postfix(
                         accuracy=f"{self.num_correct / self.num_graded:.1%}", **client.faults, refresh=False
                     )
 
-            await run_pool(iter(pending), ask, concurrency, self.journal.sync)
+            await run_pool(iter(pending), ask, concurrency, self.journal.sync, stop_retrying=client.stop_retrying)
             streak.finish()
+            unusable.finish()
 
     def write_outputs(self, errors_include: Sequence[str]) -> dict[str, Any]:
         """Sort the journal into correct.jsonl, errors.jsonl and excluded.jsonl (a shard: only count) and sum up.
@@ -122,6 +135,7 @@ class Elicitation:
         tokens: Counter[str] = Counter()
         with contextlib.ExitStack() as files:
             names = () if self.shard else _OUTPUTS
+            pass_rates = self._pass_rates() if self.samples > 1 and names else {}
             writers = {name: files.enter_context(AtomicWriter(self.output / f"{name}.jsonl")) for name in names}
             for key in self.plan():
                 if key not in self.offsets:
@@ -137,11 +151,24 @@ class Elicitation:
                 if place == "excluded":
                     excluded[reason] += 1
                 if writers:
-                    writers[place].write(dump_line(self._output_row(key, record, reason)))
+                    row = self._output_row(key, record, reason)
+                    if key[0] in pass_rates:
+                        row["pass_rate"] = pass_rates[key[0]]
+                    writers[place].write(dump_line(row))
         summary = self._summary(counts, excluded, tokens)
         name = self.shard.name("summary", ".json") if self.shard else "summary.json"
         write_text(self.output / name, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         return summary
+
+    def _pass_rates(self) -> dict[str, float]:
+        """By question: the share of its answered samples that are right."""
+        right, answered = Counter[str](), Counter[str]()
+        for key, offset in self.offsets.items():
+            record = self.journal.read_at(offset)
+            if _is_answer(record):
+                answered[key[0]] += 1
+                right[key[0]] += record["verdict"] == CORRECT
+        return {name: round(right[name] / number, 4) for name, number in answered.items()}
 
     def _output_row(self, key: Key, record: Row, reason: str) -> Row:
         kept = ("question", "answer", "response", "finish_reason", "token_ids", "verdict", "extracted")
@@ -150,7 +177,9 @@ class Elicitation:
         row["reason"] = reason
         if "failed" in record:
             row["detail"] = record.get("detail")
-        return {**row, "prompt": self.sampling.messages(self.questions[key[0]])}
+        question = self.questions[key[0]]
+        row["prompt"] = self.sampling.messages(question)
+        return {**row, "tools": list(question.tools)} if question.tools else row
 
     def _summary(self, counts: Counter[str], excluded: Counter[str], tokens: Counter[str]) -> dict[str, Any]:
         total = len(self.questions) * self.samples
@@ -204,11 +233,18 @@ def _answer_fields(completion: Completion, verdict: Verdict) -> Row:
     }
 
 
+def _is_answer(record: Row) -> bool:
+    """Whether a record depends on the sampling settings; failures and unusable replies are asked for again."""
+    return "failed" not in record and record.get("reason") not in UNUSABLE
+
+
 def _place(record: Row, errors_include: Sequence[str]) -> tuple[str, str]:
     """The output that a record belongs to, and why."""
     if "failed" in record:
         return "excluded", f"failed_{record['failed']}"
     verdict, reason = record["verdict"], record["reason"]
+    if record["finish_reason"] == CONTENT_FILTER:
+        return "excluded", CONTENT_FILTER
     if verdict == CORRECT:
         return "correct", reason
     if verdict != WRONG and not (verdict == NO_ANSWER and reason in errors_include):
@@ -243,5 +279,7 @@ def merge(output: Path, shard_journals: Sequence[Path]) -> Sampling:
         return Sampling(**settings[0])
 
 
-def _record_key(record: Row) -> tuple[Any, ...]:
-    return record.get("id"), record.get("sample"), record.get("response"), record.get("failed")
+def _record_key(record: Row) -> bytes:
+    """A digest, so that a merge does not hold all texts."""
+    key = [record.get(name) for name in ("id", "sample", "response", "failed")]
+    return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).digest()

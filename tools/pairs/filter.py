@@ -1,53 +1,30 @@
-"""Stage 3: which rectified answers become preference pairs. Keep, or drop for a counted reason.
-
-The change ratio is the paper's: R(rejected, chosen) = 1 - |LCS| / |chosen| over the policy's tokens (arXiv 2603.01683).
-"""
+"""Stage 3: which rectified answers become preference pairs. Keep, or drop for a counted reason."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from rapidfuzz.distance import LCSseq
-
 from spot_megatron.errors import PairError
 from spot_megatron.files import FINISH_REASONS, Row, answer_field, id_field, text_field
-from tools.pairs.answers import find_leak
+from tools.pairs.answers import contradiction, is_answer_only
+from tools.pairs.conversation import read_prompt, transcript
 from tools.pairs.grade import CORRECT, Grader
+from tools.pairs.leaks import find_leak
+from tools.pairs.measures import Measures, PolicyTokenizer, measure
 
-Encode = Callable[[Sequence[str]], list[list[int]]]
 _BATCH = 64  # rows that are tokenised together
 
 
 @dataclass(frozen=True)
 class Rules:
-    """`gamma` bounds the change ratio, `max_tokens` the prompt and the longer side (without chat template tokens)."""
+    """`gamma` bounds the change ratio, `max_tokens` the prompt and the longer side."""
 
     gamma: float = 0.6
     max_tokens: int = 8192
     min_edit_tokens: int = 1
     verify: bool = True
-
-
-@dataclass(frozen=True)
-class Measures:
-    """Token counts of one pair, and what its sides share."""
-
-    prompt_tokens: int
-    chosen_tokens: int
-    rejected_tokens: int
-    common_tokens: int  # longest common subsequence
-    shared_prefix_tokens: int
-
-    @property
-    def change_ratio(self) -> float:
-        return 1.0 - self.common_tokens / self.chosen_tokens
-
-    @property
-    def edited_tokens(self) -> int:
-        """Tokens removed from the rejected side plus tokens added to make the chosen one."""
-        return self.chosen_tokens + self.rejected_tokens - 2 * self.common_tokens
 
 
 @dataclass(frozen=True)
@@ -70,7 +47,8 @@ class Candidate:
 
     id: str
     row: Row
-    prompt: str
+    messages: list[Row]
+    prompt: str  # the messages as one text
     chosen: str
     rejected: str
 
@@ -80,9 +58,10 @@ class PairFilter:
     """Applies the rules to rows in order; remembers pairs already seen."""
 
     rules: Rules
-    encode: Encode
+    tokenizer: PolicyTokenizer
     grader: Grader
     counts: Counter[str] = field(default_factory=Counter)
+    num_inconsistent: int = 0  # kept pairs whose chosen side last states another result than its box
     _ids: set[str] = field(default_factory=set)
     _pairs: set[int] = field(default_factory=set)
 
@@ -90,7 +69,8 @@ class PairFilter:
         """One decision per row, in order. Raises PairError naming the line of a broken row or the repeated id."""
         rows = iter(rows)
         while batch := [read_candidate(row, f"{source}:{number}") for number, row in islice(rows, _BATCH)]:
-            ids = self.encode([text for item in batch for text in (item.prompt, item.chosen, item.rejected)])
+            texts = [text for item in batch for text in (self._prompt_text(item), item.chosen, item.rejected)]
+            ids = self.tokenizer.encode(texts)
             for index, candidate in enumerate(batch):
                 if candidate.id in self._ids:
                     raise PairError(f"{source}: id {candidate.id!r} occurs twice. Every pair needs an id of its own.")
@@ -98,6 +78,9 @@ class PairFilter:
                 decision = self._decide(candidate, *ids[3 * index : 3 * index + 3])
                 self.counts["kept" if isinstance(decision, Keep) else decision.reason] += 1
                 yield decision
+
+    def _prompt_text(self, pair: Candidate) -> str:
+        return self.tokenizer.prompt_text(pair.messages, pair.row.get("tools"), pair.prompt)
 
     def _decide(self, pair: Candidate, prompt: list[int], chosen: list[int], rejected: list[int]) -> Keep | Drop:
         finish = str(pair.row.get("finish_reason", "stop"))
@@ -109,38 +92,26 @@ class PairFilter:
             verdict = self.grader.grade(pair.chosen, pair.row["answer"])
             if verdict.verdict != CORRECT:
                 return Drop(pair.id, "not_verified", f"{verdict.verdict}: {verdict.reason}")
-        leak = find_leak(pair.chosen, pair.rejected, pair.row["question"])
+        if pair.chosen.split() != pair.rejected.split() and is_answer_only(pair.chosen, pair.rejected):
+            return Drop(pair.id, "answer_only_edit", "")
+        leak = find_leak(pair.chosen, pair.rejected, pair.row["question"], pair.prompt)
         if leak is not None:
             return Drop(pair.id, "answer_leak", leak)
         content = hash(tuple(" ".join(text.split()) for text in (pair.prompt, pair.chosen, pair.rejected)))
         if content in self._pairs:
             return Drop(pair.id, "duplicate", "")
         self._pairs.add(content)
-        longest = len(prompt) + max(len(chosen), len(rejected))
+        longest = len(prompt) + max(len(chosen), len(rejected)) + self.tokenizer.end_tokens
         if longest > self.rules.max_tokens:
             return Drop(pair.id, "too_long", f"{longest} tokens")
-        measures = measure(prompt, chosen, rejected)
+        measures = measure(len(prompt), chosen, rejected)
         if measures.edited_tokens < self.rules.min_edit_tokens or pair.chosen.split() == pair.rejected.split():
             return Drop(pair.id, "near_empty_edit", f"{measures.edited_tokens} tokens", measures)
         if measures.change_ratio > self.rules.gamma:
             return Drop(pair.id, "change_ratio", f"{measures.change_ratio:.3f}", measures)
-        return Keep(pair_row(pair, finish, measures), measures)
-
-
-def measure(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> Measures:
-    """Exact counts from token ids."""
-    return Measures(
-        prompt_tokens=len(prompt),
-        chosen_tokens=len(chosen),
-        rejected_tokens=len(rejected),
-        common_tokens=LCSseq.similarity(chosen, rejected),
-        shared_prefix_tokens=_shared_prefix(chosen, rejected),
-    )
-
-
-def _shared_prefix(chosen: Sequence[int], rejected: Sequence[int]) -> int:
-    pairs = enumerate(zip(chosen, rejected, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
+        row = pair_row(pair, finish, measures)
+        self.num_inconsistent += "inconsistent" in row["meta"]
+        return Keep(row, measures)
 
 
 def read_candidate(row: Row, where: str) -> Candidate:
@@ -148,15 +119,10 @@ def read_candidate(row: Row, where: str) -> Candidate:
     identifier = id_field(row, where)
     question, chosen, rejected = (text_field(row, key, where) for key in ("question", "corrected", "response"))
     row["answer"] = answer_field(row, "answer", where)
-    prompt = row.get("prompt", question)
-    if isinstance(prompt, list):
-        turns = [turn.get("content") if isinstance(turn, dict) else None for turn in prompt]
-        if not turns or not all(isinstance(turn, str) for turn in turns):
-            raise PairError(f"{where}: `prompt` must be text, or messages that each have a text `content`.")
-        prompt = "\n".join(map(str, turns))
-    elif not isinstance(prompt, str):
-        raise PairError(f"{where}: `prompt` must be text, or messages that each have a text `content`.")
-    return Candidate(identifier, row, prompt, chosen, rejected)
+    read_prompt(row, where)
+    asked = row.get("prompt", question)
+    messages = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
+    return Candidate(identifier, row, messages, transcript(messages, row.get("tools")), chosen, rejected)
 
 
 def pair_row(pair: Candidate, finish: str, measures: Measures) -> Row:
@@ -169,41 +135,15 @@ def pair_row(pair: Candidate, finish: str, measures: Measures) -> Row:
     }
     meta |= {"change_ratio": round(measures.change_ratio, 4), "shared_prefix_tokens": measures.shared_prefix_tokens}
     meta |= {"chosen_tokens": measures.chosen_tokens, "rejected_tokens": measures.rejected_tokens}
-    result: Row = {
-        "id": pair.id,
-        "prompt": row.get("prompt", row["question"]),
-        "chosen": pair.chosen,
-        "rejected": pair.rejected,
-    }
+    prompt = row.get("prompt", row["question"])
+    result: Row = {"id": pair.id, "prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    if isinstance(prompt, list):  # one kind for all three, or other readers drop the prompt
+        result |= {side: [{"role": "assistant", "content": result[side]}] for side in ("chosen", "rejected")}
+    if row.get("tools"):
+        result["tools"] = row["tools"]
+    if (stated := contradiction(pair.chosen)) is not None:
+        meta["inconsistent"] = stated
     result |= {"chosen_finish": "stop", "rejected_finish": finish}
     if row.get("token_ids"):
         result["rejected_ids"] = row["token_ids"]
     return {**result, "meta": meta}
-
-
-def load_encoder(name: str) -> Encode:
-    """The policy's tokenizer as a function from texts to token ids, without special tokens.
-
-    A folder with tokenizer.json, that file itself, or anything that transformers' AutoTokenizer loads.
-    """
-    path = Path(name)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if file.is_file():
-        from tokenizers import Tokenizer
-
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the package raises bare Exception for every broken file
-            raise PairError(f"{file}: is not a tokenizer ({error}). Give the policy's tokenizer.json.") from None
-        return lambda texts: [
-            encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        ]
-    from transformers import AutoTokenizer
-
-    try:
-        pretrained = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise PairError(
-            f"--tokenizer {name}: no tokenizer there ({str(error).splitlines()[0]}). Give the policy's folder."
-        ) from None
-    return lambda texts: pretrained(list(texts), add_special_tokens=False)["input_ids"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from spot_megatron.errors import PairError
 from spot_megatron.files import Row, write_text
 from tools.pairs.answers import judge_edit
+from tools.pairs.conversation import shown_problem
 from tools.pairs.grade import Grader
 from tools.pairs.oracle import HUMAN
 from tools.pairs.prompts import MARKER_END, MARKER_START
@@ -38,7 +39,7 @@ def export_errors(path: Path, errors: Iterable[Row], with_answer: bool) -> int:
     for error in errors:
         answer = f"\nKnown answer: {_escape(error['answer'])}\n" if with_answer else ""
         sections.append(
-            f"{HEADING}{error['id']}\n\n{_escape(error['question'])}\n{answer}\n"
+            f"{HEADING}{error['id']}\n\n{_escape(shown_problem(error))}\n{answer}\n"
             f"{MARKER_START}\n{_escape(error['response'])}\n{MARKER_END}\n"
         )
     write_text(path, "\n".join(sections))
@@ -105,7 +106,7 @@ def import_edits(path: Path, rectification: Rectification, grader: Grader) -> di
         elif _same_text(edit.text, error["response"]):
             counts["unchanged"] += 1
         else:
-            judged = judge_edit(error, edit.text, grader)
+            judged = judge_edit(error, edit.text, grader, rectification.meter)
             rectification.record({**rectification.attempt_record(edit.id, HUMAN), **judged})
             counts[judged["outcome"]] += 1
     return counts

@@ -5,6 +5,7 @@ on file. Whatever a crash leaves after the last newline is cut off when the jour
 redone.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -25,7 +26,7 @@ class Journal:
 
     `settings` says what the records depend on (model, sampling, ...). They are kept beside the journal, and opening it
     with others raises PairError, so that one file never mixes two experiments; so does a second process. They may
-    change while no record on file is one that `depends` on them.
+    change while no record on file is one that `depends` on them; the file is then set aside as NAME.before.
     """
 
     def __init__(
@@ -108,7 +109,13 @@ def _take_lock(path: Path) -> int:
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            os.close(lock)
+            raise PairError(
+                f"{path.parent}: this file system does not support file locks ({error.strerror}), without which two "
+                "processes could write here at once. Give an --output on a local disk, or mount it with locks."
+            ) from None
         holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
         os.close(lock)
         raise PairError(
@@ -131,6 +138,7 @@ def _check_settings(path: Path, settings: dict[str, Any], journal: Path, depends
         raise PairError(f"{path}: cannot be read ({error}). Start again in a new --output folder.") from None
     changed = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
     if changed and not any(depends(record) for _, record in read_records(journal)):
+        journal.replace(journal.with_name(journal.name + ".before"))
         write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     elif changed:
         differences = "; ".join(f"{key}: {before.get(key)!r} then, {settings.get(key)!r} now" for key in changed)

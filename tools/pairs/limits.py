@@ -7,31 +7,46 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
+_LONGEST_NAP = 0.5  # seconds
+
 
 class RateLimiter:
     """At most `requests` starts and about `tokens` tokens in any minute; None is no limit.
 
-    Tokens are known only after a response, so they are charged then, and starts wait until the charge is paid off.
+    Tokens are reserved when a request starts: the mean of the finished ones, before that the most that it can take.
     """
 
     def __init__(self, requests: float | None = None, tokens: float | None = None) -> None:
         self._seconds_per_request = 60.0 / requests if requests else 0.0
         self._seconds_per_token = 60.0 / tokens if tokens else 0.0
         self._next_start = self._tokens_paid = 0.0
+        self._num_finished = self._tokens_finished = 0
 
-    async def start(self) -> None:
-        """Wait for this request's turn."""
+    async def start(self, most_tokens: Callable[[], int]) -> float:
+        """Wait for this request's turn; returns the tokens reserved, for `settle`."""
         while True:
             now = time.monotonic()
             wait = max(self._next_start, self._tokens_paid) - now
             if wait <= 0:
                 self._next_start = max(self._next_start, now - self._seconds_per_request) + self._seconds_per_request
-                return
-            await asyncio.sleep(wait)
+                return self._reserve(now, most_tokens)
+            await asyncio.sleep(min(wait, _LONGEST_NAP))  # a finished request may give tokens back meanwhile
 
-    def charge(self, num_tokens: int) -> None:
-        """Count the tokens of a finished request."""
-        self._tokens_paid = max(self._tokens_paid, time.monotonic()) + num_tokens * self._seconds_per_token
+    def _reserve(self, now: float, most_tokens: Callable[[], int]) -> float:
+        if not self._seconds_per_token:
+            return 0.0
+        tokens = self._tokens_finished / self._num_finished if self._num_finished else float(most_tokens())
+        self._tokens_paid = max(self._tokens_paid, now) + tokens * self._seconds_per_token
+        return tokens
+
+    def settle(self, reserved: float, used: int | None) -> None:
+        """Exchange the reservation for the tokens used; None leaves it, because the server may have used them."""
+        if used is None:
+            return
+        if used:
+            self._num_finished += 1
+            self._tokens_finished += used
+        self._tokens_paid += (used - reserved) * self._seconds_per_token
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 _SYNC_SECONDS = 5.0
+DRAIN_SECONDS = 20.0  # below the grace of batch systems (Slurm and Kubernetes: 30 s)
 
 
 class Interrupted(Exception):
@@ -26,39 +27,66 @@ async def run_pool(
     handle: Callable[[Item], Awaitable[None]],
     concurrency: int,
     every_few_seconds: Callable[[], None],
+    *,
+    stop_retrying: Callable[[], None] = lambda: None,
+    drain_seconds: float = DRAIN_SECONDS,
 ) -> None:
     """Apply `handle` to every item, `concurrency` at a time, taking items from the iterator only as workers get free.
 
-    `every_few_seconds` runs in a thread of its own (to flush the journal). The first exception of a handler cancels the
-    rest and is raised; so is Interrupted when the process is told to stop.
+    `every_few_seconds` runs in a thread of its own (to flush the journal). After the first exception of a handler, or a
+    signal, no further item is taken, `stop_retrying` is called, and the handlers under way end by themselves: after a
+    signal within `drain_seconds`, else cancelled; a second signal cancels them at once. Then the exception, or
+    Interrupted, is raised.
     """
+    stop, failures = asyncio.Event(), list[BaseException]()
+    halted = asyncio.Event()
 
     async def work() -> None:
         for item in items:
-            await handle(item)
+            try:
+                await handle(item)
+            except Exception as error:
+                failures.append(error)
+                halted.set()
+            if halted.is_set():
+                return
 
     async def tick() -> None:
         while True:
             await asyncio.sleep(_SYNC_SECONDS)
             await asyncio.to_thread(every_few_seconds)
 
-    async def stopped() -> None:
-        await stop.wait()
-        raise Interrupted
-
-    stop = asyncio.Event()
     with _stop_signals(stop):
-        workers = [asyncio.ensure_future(work()) for _ in range(concurrency)]
-        tasks: list[asyncio.Future[Any]] = [asyncio.gather(*workers)]
-        tasks += [asyncio.ensure_future(tick()), asyncio.ensure_future(stopped())]
+        workers = asyncio.gather(*(work() for _ in range(concurrency)))
+        flushing = asyncio.ensure_future(tick())
+        events = [asyncio.ensure_future(event.wait()) for event in (stop, halted)]
+        tasks: list[asyncio.Future[Any]] = [workers, flushing, *events]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()  # raises what a handler, a failing flush (a full disk) or a signal raised
+            if flushing in done:
+                flushing.result()  # raises what a failing flush (a full disk) raised
+            was_signal = stop.is_set()
+            if workers not in done:
+                halted.set()
+                stop_retrying()
+                await _drain(workers, stop, drain_seconds if was_signal else None)
+            if was_signal:
+                raise Interrupted
+            if failures:
+                raise failures[0]
         finally:
-            for task in (*workers, *tasks):  # workers each: a gathering that has failed cancels nobody
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*workers, *tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _drain(workers: "asyncio.Future[Any]", stop: asyncio.Event, seconds: float | None) -> None:
+    """Wait for the workers: until they end, `seconds` have passed, or the next signal comes."""
+    stop.clear()
+    print("stopping: waiting for the requests under way; a signal cancels them", file=sys.stderr)
+    signalled = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([workers, signalled], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
 
 
 @contextlib.contextmanager
@@ -121,7 +149,7 @@ class FailureStreak:
             raise RunFailed(f"all requests of this run ({self._num_failed}) {self._end}")
 
 
-_GONE = "Nothing that was finished is lost: mend the server and run the same command again."
+_GONE = "Nothing that was finished is lost: repair the server and run the same command again."
 _REFUSED = (
     "The server refuses such requests: change what it names (--model, --max-tokens, --thinking server, --extra-body) "
     "and run again with the same --output; what was refused is asked again."

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from spot_megatron.files import Row
 
-PROMPT_VERSION = "surgical-1"
+PROMPT_VERSION = "surgical-2"
 MARKER_START = "=== CORRECTED STARTED ==="
 MARKER_END = "=== CORRECTED ENDED ==="
 PROBLEM_BLOCK, SOLUTION_BLOCK, ANSWER_BLOCK = "problem", "student_solution", "final_answer"
@@ -54,16 +54,29 @@ Use it to locate the mistake and to check your edit, but derive it in the text: 
 _FEEDBACK = """
 Earlier edits of yours were not accepted:
 {complaints}
-Avoid all of that this time.
+{previous}Avoid all of that this time.
+"""
+
+_PREVIOUS = """\
+The last of them was:
+<previous_edit>
+{edit}
+</previous_edit>
 """
 
 _COMPLAINTS = {
     "missing_markers": "the two marker lines were missing, repeated or out of order, or there was nothing between them",
     "unfinished_thinking": "the reasoning never came to an end; think more briefly and then write the edit",
+    "empty_content": "the reply held no text beside the thinking; think more briefly and then write the edit",
+    "content_filter": "the reply was withheld by a content filter; write only the edited solution",
     "cut_off": "the text broke off before its end; think more briefly and write no more than needed",
     "no_answer": r"the edited solution held no complete \boxed{{...}}",
     "wrong_answer": "the edited solution ended in {extracted}, which is not the right final answer",
     "grading_timeout": "the final answer {extracted} could not be checked; write it in a simpler form",
+    "answer_only_edit": "only the boxed answer was changed to {extracted}; edit the steps that led to another "
+    "result, too",
+    "change_ratio": "too much of the text was changed (share of new tokens: {extracted}); keep every sentence that is "
+    "right word for word",
     "unchanged": "the text was the student's, unchanged",
     "answer_leak": "the text spoke of a correction or of a known answer ({extracted}); let it be the student's own",
 }
@@ -75,11 +88,15 @@ def elicit_messages(question: str, suffix: str) -> list[Row]:
 
 
 def rectify_messages(
-    question: str, response: str, answer: str | None, failures: Sequence[tuple[str, str]] = ()
+    question: str,
+    response: str,
+    answer: str | None,
+    failures: Sequence[tuple[str, str]] = (),
+    previous: str | None = None,
 ) -> list[Row]:
     """The oracle's prompt; `answer` None keeps the true answer from it.
 
-    `failures` are the (reason, detail) of the attempts so far, oldest first: every attempt is told all of them.
+    `failures` are the (reason, detail) of the attempts so far, oldest first; `previous` is the latest rejected edit.
     """
     content = _TASK.format(
         question=question,
@@ -93,5 +110,6 @@ def rectify_messages(
             f"- attempt {number}: {_COMPLAINTS[reason].format(extracted=detail)}."
             for number, (reason, detail) in enumerate(failures, start=1)
         )
-        content += _FEEDBACK.format(complaints=complaints)
+        shown = "" if previous is None else _PREVIOUS.format(edit=previous)
+        content += _FEEDBACK.format(complaints=complaints, previous=shown)
     return [{"role": "user", "content": content}]

@@ -1,15 +1,15 @@
 """Questions with known answers, from the files in which they are published."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError
 from spot_megatron.files import Row, answer_field, read_rows
+from tools.pairs.conversation import prompt_hash, text_of, whole_prompt
 
 _QUESTION_KEYS = ("question", "prompt", "problem")
 _ANSWER_KEYS = ("answer", "ground_truth", "solution", "final_answer")
@@ -26,12 +26,23 @@ _DAPO_WRAPPER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`messages` is the conversation to send as it stands, or None where only the question's text was given."""
+    """A question with its known answer.
+
+    `messages` is the conversation to send unchanged, or None where the question is a text; `context` holds the turns
+    before such a text, from the columns `system` and `history`; `tools` are sent with either.
+    """
 
     id: str
     question: str
     answer: str
     messages: tuple[Row, ...] | None = None
+    context: tuple[Row, ...] = ()
+    tools: tuple[Row, ...] | None = None
+
+    def prompt_hash(self) -> str:
+        """16 hexadecimal digits of all that shapes the prompt, without the closing instruction."""
+        messages = self.messages or (*self.context, {"role": "user", "content": self.question})
+        return prompt_hash(messages, self.tools)
 
 
 @dataclass
@@ -48,8 +59,8 @@ def read_questions(path: Path, english_only: bool = False) -> QuestionSet:
 
     Understood rows: {question | prompt | problem, answer | ground_truth | solution}, optional `id`; GSM8K, whose
     answer follows "####"; DAPO-Math-17k and its processed form, with prompt messages and reward_model.ground_truth.
-    The id is the row's `id`, else extra_info.index, else a hash of the question, so it survives reordering. Repeated
-    questions (DAPO has a hundred copies of each) and, with `english_only`, Chinese ones are dropped and counted.
+    The id is the row's `id`, else extra_info.index, else a hash of the whole prompt, so it survives reordering.
+    Repeated questions (DAPO has a hundred copies of each) and, with `english_only`, Chinese ones are dropped, counted.
 
     Raises PairError naming file and line for a row without question or answer, or an id that two questions share.
     """
@@ -58,7 +69,7 @@ def read_questions(path: Path, english_only: bool = False) -> QuestionSet:
     for where, row in _read_rows(path):
         found.num_rows += 1
         question = _parse_row(row, where)
-        fingerprint = (question.question, question.answer)
+        fingerprint = (question.prompt_hash(), question.answer)
         if question.id in seen:
             if seen[question.id] != fingerprint:
                 raise PairError(
@@ -74,6 +85,19 @@ def read_questions(path: Path, english_only: bool = False) -> QuestionSet:
     if not found.questions:
         raise PairError(f'{path}: holds no question. Give rows like {{"id": ..., "question": ..., "answer": ...}}.')
     return found
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """The question texts of a file, whose rows need no answers. Raises PairError for a row without a question."""
+    for where, row in _read_rows(path):
+        yield text_of(whole_prompt(row, _asked(row, where), where)[0][-1])
+
+
+def _asked(row: Row, where: str) -> Any:
+    asked = next((row[key] for key in _QUESTION_KEYS if row.get(key) is not None), None)
+    if asked is None:
+        raise PairError(f"{where}: no question. Expected one of the keys {', '.join(_QUESTION_KEYS)}.")
+    return asked
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -103,37 +127,24 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _parse_row(row: Row, where: str) -> Question:
-    asked = next((row[key] for key in _QUESTION_KEYS if row.get(key) is not None), None)
-    if asked is None:
-        raise PairError(f"{where}: no question. Expected one of the keys {', '.join(_QUESTION_KEYS)}.")
-    messages = _messages(asked, where)
-    text = asked if isinstance(asked, str) else str(messages[-1]["content"])
-    wrapped = _DAPO_WRAPPER.match(text)
+    asked = _asked(row, where)
+    turns, tools = whole_prompt(row, asked, where)
+    text = text_of(turns[-1])
+    wrapped = _DAPO_WRAPPER.match(text) if len(turns) == 1 else None
     if wrapped:
         text = wrapped[1].strip()
     if not text.strip():
         raise PairError(f"{where}: the question is empty.")
-    given_id = _identifier(row, where)
-    return Question(
-        id=given_id or "q-" + hashlib.sha256(text.encode()).hexdigest()[:16],
+    is_text = isinstance(asked, str) or wrapped is not None
+    question = Question(
+        id="",
         question=text,
         answer=_answer(row, where),
-        messages=None if isinstance(asked, str) or wrapped else tuple(messages),
+        messages=None if is_text else tuple(turns),
+        context=tuple(turns[:-1]) if is_text else (),
+        tools=None if tools is None else tuple(tools),
     )
-
-
-def _messages(asked: Any, where: str) -> list[Row]:
-    if isinstance(asked, str):
-        return [{"role": "user", "content": asked}]
-    valid = isinstance(asked, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-        for turn in asked
-    )
-    if not valid or not asked or asked[-1]["role"] != "user":
-        raise PairError(
-            f'{where}: the prompt must be text, or messages {{"role", "content"}} of which the last is a user\'s turn.'
-        )
-    return [{"role": turn["role"], "content": turn["content"]} for turn in asked]
+    return replace(question, id=_identifier(row, where) or f"q-{question.prompt_hash()}")
 
 
 def _identifier(row: Row, where: str) -> str | None:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +12,25 @@ from typing import Any
 
 from spot_megatron.errors import PairError, UserError
 from spot_megatron.files import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
-from tools.pairs.answers import judge_edit, parse_edit, rejected
-from tools.pairs.client import CallFailed, ChatClient, Completion
+from tools.pairs.answers import EditMeter, judge_edit, parse_edit, rejected
+from tools.pairs.batch import BatchClient
+from tools.pairs.client import CallFailed, ChatClient, Completion, most_tokens
 from tools.pairs.grade import Grader
 from tools.pairs.journal import Fields, Journal, check_fields
 from tools.pairs.limits import Budget, Payment, Places, Prices
-from tools.pairs.oracle import HUMAN, Oracle
-from tools.pairs.pool import FailureStreak, Interrupted, RunFailed, progress_bar, run_pool
+from tools.pairs.oracle import HUMAN, Choice, Oracle
+from tools.pairs.pool import DRAIN_SECONDS, FailureStreak, Interrupted, RunFailed, progress_bar, run_pool
 from tools.pairs.prompts import PROMPT_VERSION
 
-_KEPT = ("corrected", "oracle", "prompt_version", "with_answer", "attempt")  # of an accepted attempt
+_KEPT = (
+    "corrected",
+    "oracle",
+    "prompt_version",
+    "with_answer",
+    "attempt",
+    "change_ratio",
+    "shared_prefix_tokens",
+)  # of an accepted attempt
 
 OUTPUT_FILES = ("journal.jsonl", "rectified.jsonl", "rejected.jsonl", "summary.json")
 
@@ -33,11 +42,12 @@ _RECORD_FIELDS: dict[str, Fields] = {
 }
 
 
-@dataclass
+@dataclass(slots=True)
 class Progress:
     """What the journal knows of one error."""
 
     failures: list[tuple[str, str]] = field(default_factory=list)  # (reason, detail) of rejected attempts
+    edited_at: int | None = None  # journal offset of the latest rejected edit
     verified_at: int | None = None  # journal offset of the accepted attempt
     failed: str | None = None  # why the latest attempt's request came to nothing
     refused_by: str = ""  # ... and would again with the oracle of this name
@@ -46,8 +56,19 @@ class Progress:
 class Rectification:
     """One output folder's journal, and where every error stands in it."""
 
-    def __init__(self, output: Path, errors: dict[str, Row], oracle: Oracle, attempts: int, prices: Prices) -> None:
+    def __init__(
+        self,
+        output: Path,
+        errors: Mapping[str, Row],
+        oracle: Oracle,
+        attempts: int,
+        prices: Prices,
+        meter: EditMeter | None = None,
+        choice: Choice | None = None,
+    ) -> None:
         self.output, self.errors, self.oracle, self.attempts, self.prices = output, errors, oracle, attempts, prices
+        self.meter = meter
+        self.order, self.left_out = (choice or Choice()).sort(errors)
         # No settings bind this journal: another oracle, or the same one told the answer, may finish the work.
         self.journal = Journal(output / "journal.jsonl", {"stage": "rectify"})
         self.progress = {identifier: Progress() for identifier in errors}
@@ -64,10 +85,11 @@ class Rectification:
         self._note(self.journal.append(row), row)
 
     def open_errors(self) -> Iterator[str]:
-        """Ids that may still be attempted, in the file's order; one of unknown end could never become a pair."""
-        for identifier, progress in self.progress.items():
+        """Ids that may still be attempted, in the order of the choice; none that could never become a pair."""
+        for identifier in self.order:
+            progress = self.progress[identifier]
             settled = progress.verified_at is not None or len(progress.failures) >= self.attempts
-            if not settled and not _has_unknown_end(self.errors[identifier]):
+            if not settled and _why_never(self.errors[identifier]) is None:
                 yield identifier
 
     def _note(self, offset: int, record: Row) -> None:
@@ -93,17 +115,19 @@ class Rectification:
             progress.verified_at = offset
         elif record["outcome"] == "rejected":
             progress.failures.append((record["reason"], record.get("detail") or ""))
+            progress.edited_at = offset if record.get("corrected") else progress.edited_at
         else:
             progress.failed, progress.refused_by = record["reason"], record["oracle"] if record["permanent"] else ""
 
     async def run(
         self,
-        client: ChatClient,
+        client: ChatClient | BatchClient,
         grader: Grader,
         concurrency: int,
         max_failures: int,
         target: int | None = None,
         budget_usd: float | None = None,
+        drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         """Attempt every open error until it is verified or out of attempts; stop at the target or the budget."""
         budget = Budget(budget_usd, self.spent_usd)
@@ -119,13 +143,15 @@ class Rectification:
             async def rectify(identifier: str) -> None:
                 progress = self.progress[identifier]
                 while progress.verified_at is None and len(progress.failures) < self.attempts:
-                    body = self.oracle.request(self.errors[identifier], progress.failures)
-                    payment = budget.payment(self.prices.cost(*self.oracle.most_tokens(body)))
+                    body = self._request(identifier, progress)
+                    payment = budget.payment(self.prices.cost(*most_tokens(body)))
                     if self.stopped == "budget_spent" or not await payment.wait():
                         self.stopped = "budget_spent"
                         return  # what is under way is paid for, and is finished
                     number, known = streak.begin(), self._known_refusal(progress)
                     record = await self._attempt(identifier, body, payment, client, grader, threads)
+                    if record is None:
+                        return
                     if record["outcome"] == "failed":
                         refused = record["permanent"]
                         if not self.stopped and not (refused and record["reason"] == known):
@@ -146,7 +172,14 @@ class Rectification:
                     places.give_back()
 
             try:
-                await run_pool(iter(pending), rectify_within_target, concurrency, self.journal.sync)
+                await run_pool(
+                    iter(pending),
+                    rectify_within_target,
+                    concurrency,
+                    self.journal.sync,
+                    stop_retrying=client.stop_retrying,
+                    drain_seconds=drain_seconds,
+                )
                 streak.finish()
             except Interrupted:
                 self.stopped = "interrupted"
@@ -154,6 +187,21 @@ class Rectification:
             except RunFailed:
                 self.stopped = "requests_failed"
                 raise
+
+    def estimate(self) -> dict[str, Any]:
+        """What the open errors' first attempts would take: requests, tokens (four bytes each) and dollars."""
+        requests = prompt = completion = 0
+        for identifier in self.open_errors():
+            error = self.errors[identifier]
+            requests += 1
+            prompt += len(json.dumps(self.oracle.request(error, []), ensure_ascii=False).encode()) // 4
+            completion += len(error["response"].encode()) // 4
+        usd = round(self.prices.cost(prompt, completion), 2)
+        return {"requests": requests, "prompt_tokens": prompt, "completion_tokens": completion, "usd": usd}
+
+    def _request(self, identifier: str, progress: Progress) -> dict[str, Any]:
+        previous = None if progress.edited_at is None else self.journal.read_at(progress.edited_at)["corrected"]
+        return self.oracle.request(self.errors[identifier], progress.failures, previous)
 
     def _known_refusal(self, progress: Progress) -> str | None:
         """Why an oracle that does answer others has refused this error before: to be refused again is no news."""
@@ -165,21 +213,24 @@ class Rectification:
         identifier: str,
         body: dict[str, Any],
         payment: Payment,
-        client: ChatClient,
+        client: ChatClient | BatchClient,
         grader: Grader,
         threads: ThreadPoolExecutor,
-    ) -> Row:
-        """Ask the oracle once, judge its edit, and put both on file; returns the record."""
+    ) -> Row | None:
+        """Ask the oracle once, judge its edit, and put both on file; returns the record, None if nothing was sent."""
         record = self.attempt_record(identifier, self.oracle.model)
         try:
             completion = await client.complete(body, payment)
             payment.settle(self._cost(completion))
             record |= await self._judge(self.errors[identifier], completion, grader, threads)
         except CallFailed as failure:
+            if failure.reason == "interrupted" and not payment.spent_usd:
+                payment.settle(0.0)
+                return None
             self.stopped = "budget_spent" if failure.reason == "budget_spent" else self.stopped
             record |= {"outcome": "failed", "reason": f"failed_{failure.reason}", "detail": failure.detail}
             record |= {"permanent": failure.permanent, "calls": failure.calls.num_calls}
-        except (asyncio.CancelledError, UserError):
+        except (asyncio.CancelledError, UserError, RunFailed):
             payment.settle(0.0)
             if payment.spent_usd:  # on file, or the next run's budget would not know of it
                 record |= {"outcome": "failed", "reason": "failed_interrupted", "detail": "", "permanent": False}
@@ -221,7 +272,7 @@ class Rectification:
         if edit.text is None:
             return {**record, **rejected(edit.reason), "reply": completion.text}
         loop = asyncio.get_running_loop()
-        verdict = await loop.run_in_executor(threads, judge_edit, error, edit.text, grader)
+        verdict = await loop.run_in_executor(threads, judge_edit, error, edit.text, grader, self.meter)
         return {**record, **verdict}
 
     def write_outputs(self, upstream: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -232,6 +283,7 @@ class Rectification:
             AtomicWriter(self.output / "rectified.jsonl") as accepted,
             AtomicWriter(self.output / "rejected.jsonl") as rejected,
         ):
+            chosen = set(self.order)
             for identifier, progress in self.progress.items():
                 error = self.errors[identifier]
                 tried = [{"reason": reason, "detail": detail} for reason, detail in progress.failures]
@@ -240,7 +292,7 @@ class Rectification:
                     accepted.write(dump_line(_rectified_row(identifier, error, record, tried)))
                     attempts[str(record["attempt"])] += 1
                 else:
-                    reason = "unknown_finish" if _has_unknown_end(error) else self._why_rejected(progress)
+                    reason = _why_never(error) or self._why_rejected(progress, identifier in chosen)
                     reasons[reason] += 1
                     rejected.write(dump_line({**error, "id": identifier, "reason": reason, "rejected_attempts": tried}))
         summary = {
@@ -248,6 +300,7 @@ class Rectification:
             "errors": len(self.errors),
             "rectified": sum(attempts.values()),
             "rejected": dict(reasons),
+            "not_chosen": dict(self.left_out),
             "accepted_at_attempt": dict(sorted(attempts.items())),
             "stopped": self.stopped or "finished",
             "records_outside_errors_file": self.num_outside,
@@ -267,7 +320,9 @@ class Rectification:
         write_text(self.output / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         return summary
 
-    def _why_rejected(self, progress: Progress) -> str:
+    def _why_rejected(self, progress: Progress, is_chosen: bool) -> str:
+        if not is_chosen and not progress.failures and progress.failed is None:
+            return "not_chosen"
         if progress.failed is not None:
             return progress.failed
         if len(progress.failures) >= self.attempts:
@@ -275,8 +330,11 @@ class Rectification:
         return f"not_attempted_{self.stopped}" if self.stopped else "not_attempted"
 
 
-def _has_unknown_end(error: Row) -> bool:
-    return error.get("finish_reason", "stop") not in FINISH_REASONS
+def _why_never(error: Row) -> str | None:
+    """Why an error could never become a pair, so that no oracle is asked; None where it could."""
+    if not error["response"].strip():
+        return "empty_content"
+    return None if error.get("finish_reason", "stop") in FINISH_REASONS else "unknown_finish"
 
 
 def _rectified_row(identifier: str, error: Row, record: Row, tried: list[Row]) -> Row:
@@ -287,7 +345,7 @@ def _rectified_row(identifier: str, error: Row, record: Row, tried: list[Row]) -
         "response_extracted": error.get("extracted"),
         "corrected_extracted": record.get("extracted"),
     }
-    return {**row, **{name: record.get(name) for name in _KEPT}, "rejected_attempts": tried}
+    return {**row, **{name: record[name] for name in _KEPT if name in record}, "rejected_attempts": tried}
 
 
 def fingerprint(text: str) -> str:

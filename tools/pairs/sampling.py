@@ -38,14 +38,18 @@ class Sampling:
         }
         if self.thinking != "server":
             body["chat_template_kwargs"] = {"enable_thinking": self.thinking == "on"}
+        if question.tools:
+            body["tools"] = list(question.tools)
         if self.token_ids:
             body["return_token_ids"] = True
         body |= self.extra_body
         return {key: value for key, value in body.items() if value is not None}
 
     def messages(self, question: Question) -> list[Row]:
-        """The prompt; a question that came as a conversation is sent as it stands."""
-        return list(question.messages) if question.messages else elicit_messages(question.question, self.suffix)
+        """The prompt; a question that came as a conversation is sent unchanged."""
+        if question.messages:
+            return list(question.messages)
+        return [*question.context, *elicit_messages(question.question, self.suffix)]
 
 
 @dataclass(frozen=True)

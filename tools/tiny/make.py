@@ -15,7 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from spot_megatron.files import Row, write_rows
 from tools.eval.sample import Decoding, Response, sample_responses
-from tools.pairs.filter import Rules, measure
+from tools.pairs.filter import Rules
+from tools.pairs.measures import measure
 from tools.tiny import pretrain, skills, tokenizer
 
 STAGES = ("tokenizer", "pretrain", "pairs")
@@ -68,7 +69,7 @@ def _rectified_pair(
         return "its text encodes to other tokens", None
     chosen = skills.correct(item.question, response.text)
     chosen_ids = encoder(chosen, add_special_tokens=False)["input_ids"]
-    change_ratio = measure([], chosen_ids, rejected_ids).change_ratio
+    change_ratio = measure(0, chosen_ids, rejected_ids).change_ratio
     if change_ratio > GAMMA:
         return f"changed more than {GAMMA}", None
     return "pair", {

@@ -109,9 +109,9 @@ def test_failures_and_missing_answers_are_excluded_with_reasons_and_retried(tmp_
     questions = tmp_path / "q.jsonl"
     write_questions(questions, 10)
     with oracle_server("--fixed-answer", "no box here") as url:
-        elicit(url, questions, tmp_path / "out", "--errors-include", "--samples", "1")
-        assert outcome(tmp_path / "out")["excluded"][0]["reason"] == "no_box"
         elicit(url, questions, tmp_path / "out")
+        assert outcome(tmp_path / "out")["excluded"][0]["reason"] == "no_box"
+        elicit(url, questions, tmp_path / "out", "--errors-include", "no_box")
         assert len(outcome(tmp_path / "out")["errors"]) == 10
     options = ("--max-calls", "2", "--backoff-seconds", "0.01", "--concurrency", "2")
     with oracle_server("--fault-rate", "1", "--faults", "server_error") as url:
@@ -156,7 +156,7 @@ def test_a_server_that_refuses_everything_is_a_failure_that_poisons_nothing(serv
         result = elicit(url, tmp_path / "q.jsonl", tmp_path / "out", check=False)
     assert (result.returncode, "begun with other settings" in result.stderr) == (2, True)
     found = outcome(tmp_path / "out")
-    assert [len(found[name]) for name in ("correct", "errors", "excluded")] == [0, 8, 0]
+    assert [len(found[name]) for name in ("correct", "errors", "excluded")] == [0, 0, 8]
 
 
 def test_one_refused_request_of_many_is_asked_again_and_no_failure(server, tmp_path):
@@ -185,9 +185,10 @@ def test_changed_questions_and_settings_are_refused(server, tmp_path):
 
 
 def test_a_wrong_answer_of_unknown_end_is_set_apart_before_an_oracle_is_paid(tmp_path):
-    found = QuestionSet([Question(str(number), f"q{number}", "1") for number in range(4)])
+    found = QuestionSet([Question(str(number), f"q{number}", "1") for number in range(5)])
     elicitation = Elicitation(tmp_path, found, Sampling("m"), 1)
     ends = [("content_filter", "wrong"), ("stop", "wrong"), ("unknown", "correct"), ("length", "wrong")]
+    ends.append(("unknown", "wrong"))
     for number, (finish, verdict) in enumerate(ends):
         record = {"id": str(number), "sample": 0, "question": f"q{number}", "answer": "1", "response": "r"}
         elicitation.journal.append({**record, "finish_reason": finish, "verdict": verdict, "reason": "not_equal"})
@@ -195,10 +196,11 @@ def test_a_wrong_answer_of_unknown_end_is_set_apart_before_an_oracle_is_paid(tmp
     elicitation = Elicitation(tmp_path, found, Sampling("m"), 1)
     summary = elicitation.write_outputs(())
     elicitation.journal.close()
-    assert (summary["correct"], summary["errors"], summary["excluded"]) == (1, 2, {"unknown_finish": 1})
+    assert (summary["correct"], summary["errors"]) == (1, 2)
+    assert summary["excluded"] == {"content_filter": 1, "unknown_finish": 1}
     assert summary["accuracy"] == 0.25
-    (row,) = rows(tmp_path / "excluded.jsonl")
-    assert (row["reason"], row["finish_reason"], row["response"]) == ("unknown_finish", "content_filter", "r")
+    row = rows(tmp_path / "excluded.jsonl")[0]
+    assert (row["reason"], row["finish_reason"], row["response"]) == ("content_filter", "content_filter", "r")
     assert [row["reason"] for row in rows(tmp_path / "errors.jsonl")] == ["not_equal"] * 2
 
 

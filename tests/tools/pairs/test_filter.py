@@ -8,13 +8,15 @@ from functools import cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from spot_megatron.data.records import read_pairs
 from spot_megatron.errors import PairError
 from spot_megatron.files import Row, write_rows
 from tests.tools.pairs.support import ASSETS, an_error, rows, run
-from tools.pairs.filter import Drop, Keep, PairFilter, Rules, load_encoder, measure
+from tools.pairs.filter import Drop, Keep, PairFilter, Rules
 from tools.pairs.grade import shared_grader
+from tools.pairs.measures import load_tokenizer, measure
 
 RIGHT = r"here 4*2=8. then 7*9=63. the answer is \boxed{8,63}."
 IDS = st.lists(st.integers(0, 5), max_size=25)
@@ -25,8 +27,8 @@ def rectified(identifier: str, corrected: str = RIGHT, **changes: object) -> Row
 
 
 def decide(*table: Row, **rules) -> list[Keep | Drop]:
-    encode = load_encoder(str(ASSETS))
-    return list(PairFilter(Rules(**rules), encode, shared_grader()).run(enumerate(table, start=1), ASSETS))
+    tokenizer = load_tokenizer(str(ASSETS))
+    return list(PairFilter(Rules(**rules), tokenizer, shared_grader()).run(enumerate(table, start=1), ASSETS))
 
 
 @given(IDS.filter(bool), IDS)
@@ -39,7 +41,7 @@ def test_the_common_subsequence_is_exact(chosen, rejected):
             return 1 + longest(i + 1, j + 1)
         return max(longest(i + 1, j), longest(i, j + 1))
 
-    measures = measure([1], chosen, rejected)
+    measures = measure(1, chosen, rejected)
     assert measures.common_tokens == longest(0, 0)
     assert measures.change_ratio == pytest.approx(1 - longest(0, 0) / len(chosen))
     prefix = measures.shared_prefix_tokens
@@ -58,7 +60,7 @@ def test_it_is_far_faster_than_difflib():
         chosen[start : start + 700] = [min(151_000, int(rng.paretovariate(0.6))) for _ in range(700)]
         pairs.append((chosen, rejected))
     started = time.process_time()
-    ours = [measure([1], *pair) for pair in pairs]
+    ours = [measure(1, *pair) for pair in pairs]
     ours_seconds, started = time.process_time() - started, time.process_time()
     for pair, measures in zip(pairs, ours, strict=True):
         matched = sum(
@@ -81,6 +83,7 @@ def test_it_is_far_faster_than_difflib():
         (rectified("a", corrected=RIGHT.replace("63", "64")), {}, "not_verified"),
         (rectified("a", corrected=RIGHT.replace("63", "64")), {"verify": False}, None),
         (rectified("a", corrected="As the reference answer says: " + RIGHT), {}, "answer_leak"),
+        (rectified("a", corrected=RIGHT, response=RIGHT.replace("8,63", "8,64")), {}, "answer_only_edit"),
         (rectified("a"), {"max_tokens": 30}, "too_long"),
         (rectified("a", response=RIGHT.replace(" ", "  ")), {}, "near_empty_edit"),
         (rectified("a"), {"min_edit_tokens": 5}, "near_empty_edit"),
@@ -92,6 +95,29 @@ def test_every_reason(row, rules, reason):
     assert (decision.reason if isinstance(decision, Drop) else None) == reason
 
 
+def test_lengths_include_the_templates_tokens_and_ignore_saved_padding(tmp_path):
+    """A tokenizer.json keeps the truncation and padding that its last user set."""
+    tokenizer = Tokenizer.from_file(str(ASSETS / "tokenizer.json"))
+    plain = [encoding.ids for encoding in tokenizer.encode_batch([RIGHT, "4"], add_special_tokens=False)]
+    tokenizer.enable_padding(length=16)
+    tokenizer.enable_truncation(max_length=16)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(str(tmp_path)).encode([RIGHT, "4"]) == plain
+    whole = load_tokenizer(str(ASSETS))
+    text = whole.prompt_text([{"role": "user", "content": "4*2"}], None, "4*2")
+    assert text.endswith("<think>\n\n</think>\n\n")
+    (kept,) = decide(rectified("a"))
+    assert kept.measures.prompt_tokens > len(tokenizer.encode("4*2, 7*9", add_special_tokens=False).ids)
+
+
+def test_a_contradicted_box_is_flagged():
+    text = "here 6*7=42. then 41 it is: the sum is 40. \\boxed{42}"
+    (kept,) = decide(rectified("a", question="6*7", answer="42", response="x", corrected=text), gamma=1.0)
+    assert kept.row["meta"]["inconsistent"] == "40"
+    (kept,) = decide(rectified("a"))
+    assert "inconsistent" not in kept.row["meta"]
+
+
 def test_duplicates_are_dropped_and_repeated_ids_refused():
     decisions = decide(rectified("a"), rectified("b"), rectified("c", response=RIGHT.replace("63", "66")))
     assert [getattr(decision, "reason", "kept") for decision in decisions] == ["kept", "duplicate", "kept"]
@@ -101,9 +127,9 @@ def test_duplicates_are_dropped_and_repeated_ids_refused():
 
 def test_the_change_ratio_is_the_papers():
     """One of the chosen side's tokens is new: R = 1/|chosen|; removals alone leave R at 0."""
-    assert measure([1], [1, 2, 3, 4], [1, 9, 3, 4]).change_ratio == 0.25
-    assert measure([1], [1, 2, 3, 4], [1, 2, 2, 3, 4]).change_ratio == 0.0
-    assert measure([1], [1, 2, 3, 4], [1, 2, 2, 3, 4]).edited_tokens == 1
+    assert measure(1, [1, 2, 3, 4], [1, 9, 3, 4]).change_ratio == 0.25
+    assert measure(1, [1, 2, 3, 4], [1, 2, 2, 3, 4]).change_ratio == 0.0
+    assert measure(1, [1, 2, 3, 4], [1, 2, 2, 3, 4]).edited_tokens == 1
 
 
 @pytest.mark.parametrize("prompt", [None, "4*2, 7*9", [{"role": "user", "content": "4*2, 7*9"}]])

@@ -6,12 +6,25 @@ import pytest
 
 from spot_megatron.errors import PairError
 from spot_megatron.files import write_rows
-from tests.tools.pairs.support import RIGHT, WRONG, an_error, errors_of, marked, oracle_server, rectify, rows, run
+from tests.tools.pairs.support import (
+    ASSETS,
+    RIGHT,
+    WRONG,
+    an_error,
+    errors_of,
+    marked,
+    oracle_server,
+    rectify,
+    rows,
+    run,
+)
 from tools.oracle.http_server import Answer, RefusedRequest
+from tools.pairs.answers import EditMeter
 from tools.pairs.grade import Grader
 from tools.pairs.human import export_errors, import_edits
 from tools.pairs.limits import Prices
-from tools.pairs.oracle import Oracle, read_errors
+from tools.pairs.measures import load_tokenizer
+from tools.pairs.oracle import ErrorFile, Oracle
 from tools.pairs.rectify import Rectification
 
 
@@ -61,6 +74,24 @@ def test_every_id_ends_in_one_file_with_its_reason(tmp_path):
     assert summary["http_calls"] == 5  # none for what could never become a pair
 
 
+def test_edits_that_change_too_much_are_tried_again_and_the_target_counts_usable_ones(tmp_path):
+    far = r"Let us begin anew: four times two makes eight; seven nines are 63. Hence \boxed{8,63}."
+    prompts = []
+
+    def answer(request, fault):
+        prompts.append(request["messages"][0]["content"])
+        return Answer(marked(RIGHT if "previous_edit" in prompts[-1] else far))
+
+    meter = EditMeter(load_tokenizer(str(ASSETS)), 0.6)
+    summary = rectify(tmp_path, errors_of(6), answer, target=2, meter=meter, concurrency=1)
+    assert (summary["rectified"], summary["stopped"], len(prompts)) == (2, "target_reached", 4)
+    assert far in prompts[1]
+    row = rows(tmp_path / "rectified.jsonl")[0]
+    assert [attempt["reason"] for attempt in row["rejected_attempts"]] == ["change_ratio"]
+    assert 0 < row["change_ratio"] < 0.6
+    assert row["shared_prefix_tokens"] > 5
+
+
 def test_a_second_run_continues_and_may_tell_the_answer(tmp_path):
     told = []
 
@@ -94,7 +125,7 @@ def test_broken_error_rows_are_named(tmp_path, row, message):
     path = tmp_path / "errors.jsonl"
     write_rows(path, [an_error("q0"), row])
     with pytest.raises(PairError, match=message) as caught:
-        read_errors(path)
+        ErrorFile(path)
     assert ":2: " in str(caught.value)
 
 
@@ -126,13 +157,13 @@ def test_a_person_can_be_the_oracle(tmp_path):
 
 def test_the_program_exports_imports_and_refuses_wrong_use(tmp_path):
     errors, output, edit = tmp_path / "errors.jsonl", tmp_path / "out", tmp_path / "edit.md"
-    number = {"id": 7, "question": "6*7", "answer": 42, "response": r"\boxed{41}"}
+    number = {"id": 7, "question": "6*7", "answer": 42, "response": r"It is 41: \boxed{41}"}
     write_rows(errors, [an_error(), number])
     base = ("--errors", errors, "--output", output)
     assert "2 errors to edit" in run("rectify", *base, "--export-human", edit).stdout
     edit.write_text(edit.read_text().replace("65", "63").replace("41", "42"))
     assert "verified" in run("rectify", *base, "--import-human", edit).stdout
-    assert [row["corrected"] for row in rows(output / "rectified.jsonl")] == [RIGHT, r"\boxed{42}"]
+    assert [row["corrected"] for row in rows(output / "rectified.jsonl")] == [RIGHT, r"It is 42: \boxed{42}"]
 
     for options, message in (
         ((*base, "--base-url", "http://127.0.0.1:1/v1", "--model", "m", "--budget-usd", "1"), "--price-prompt"),

@@ -4,12 +4,14 @@ import asyncio
 import json
 import os
 import signal
+import time
 
 import pytest
 
 from spot_megatron.files import write_rows
 from tests.tools.pairs.support import RIGHT, WRONG, an_error, errors_of, marked, rectify, rows, run
 from tools.oracle.http_server import Answer, Faults, RefusedRequest
+from tools.pairs.client import most_tokens
 from tools.pairs.limits import Prices
 from tools.pairs.oracle import Oracle
 from tools.pairs.pool import Interrupted, RunFailed, run_pool
@@ -74,7 +76,7 @@ def test_the_budget_is_kept_to_the_cent_and_survives_restarts(tmp_path, faulty):
 def test_the_budgets_bound_is_that_of_the_request_as_sent(extra_body, most):
     oracle = Oracle("m", max_tokens=100, extra_body={**extra_body, "tools": ["x" * 5000]})
     oracle.check_bounded()
-    prompt, written = oracle.most_tokens(oracle.request(an_error(), []))
+    prompt, written = most_tokens(oracle.request(an_error(), []))
     assert written == most
     assert prompt > 5000
 
@@ -111,7 +113,7 @@ def test_what_an_interrupted_call_may_have_cost_is_on_file(tmp_path):
 
     prices = Prices(prompt=0.0, completion=1000.0)  # ten cents a call at most
     with pytest.raises(Interrupted):
-        rectify(tmp_path, errors_of(5), answer, prices=prices, budget_usd=9.0, concurrency=1)
+        rectify(tmp_path, errors_of(5), answer, prices=prices, budget_usd=9.0, concurrency=1, drain_seconds=0.2)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["cost_usd"] == pytest.approx(0.01 + 0.1)
     assert summary["stopped"] == "interrupted"
@@ -169,21 +171,37 @@ def test_a_server_that_is_gone_stops_the_run_without_losing_work(tmp_path):
     assert rectify(tmp_path, errors_of(60), answer)["rectified"] == 60
 
 
-def test_a_failing_request_ends_those_beside_it_before_the_run_returns():
-    ended = []
+def test_after_a_failing_request_those_under_way_end_and_no_further_one_begins():
+    begun, ended = [], []
 
     async def handle(item):
+        begun.append(item)
+        await asyncio.sleep(0.05 if item == 0 else 0.4)
         if item == 0:
-            await asyncio.sleep(0.05)
             raise RunFailed("enough")
-        try:
-            await asyncio.sleep(60)
-        finally:
-            ended.append(item)
+        ended.append(item)
 
     async def main():
         with pytest.raises(RunFailed, match="enough"):
-            await run_pool(iter(range(9)), handle, 4, lambda: None)
-        return sorted(ended)
+            await run_pool(iter(range(9)), handle, 4, lambda: None, stop_retrying=lambda: ended.append("told"))
 
-    assert asyncio.run(main()) == [1, 2, 3]
+    asyncio.run(main())
+    assert (begun, ended) == ([0, 1, 2, 3], ["told", 1, 2, 3])
+
+
+def test_a_second_signal_cancels_what_the_first_one_left_to_end():
+    cancelled = []
+
+    async def handle(item):
+        for wait in (0.1, 0.3):
+            asyncio.get_running_loop().call_later(wait, os.kill, os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cancelled.append(item)
+
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        asyncio.run(run_pool(iter(range(2)), handle, 1, lambda: None))
+    assert cancelled == [0]
+    assert 0.3 < time.monotonic() - started < 5
