@@ -69,7 +69,7 @@ def _batches(
 ) -> BatchSampler:
     data = recipe.data
     return BatchSampler(
-        dataset.packed_tokens(data.layout),
+        dataset.num_positions(data.layout),
         dataset.costs(data.layout, cost_model(hf), recomputed_above),
         batch_pairs=batch_pairs,
         epochs=epochs,
