@@ -65,6 +65,14 @@ test: $(READY) ## the CPU test suite
 test-gpu: $(READY) ## the tests that need an NVIDIA GPU
 	$(PY) -m pytest -m gpu tests/gpu -s
 
+test-node: $(READY) ## the tests that need two GPUs or more, with a table to paste into an issue
+	$(PY) -m pytest -m node tests/gpu -s
+
+NULL_CUDA := build/nullcuda
+test-nullcuda: ## the CUDA path without a GPU, on a CUDA that computes nothing: needs Python 3.12, g++ and 3 GB [ARGS=...]
+	tests/nullcuda/make.sh $(NULL_CUDA) $(or $(PYTHON312),python3.12)
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(NULL_CUDA)/python -m pytest -m nullcuda tests/nullcuda $(ARGS)
+
 test-slow: $(READY) ## the long tests
 	$(PY) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,slow]'
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
@@ -146,9 +154,8 @@ study: $(READY) ## the paper in miniature, every objective on the tiny model: [S
 bench: $(READY) ## speed and memory against TRL, interleaved: [ARGS="--trl newest --responses 600 ..."]
 	$(PY) -m benchmarks.against_trl $(ARGS)
 
-bench-gpu: $(READY) ## attention kernels, then tokens/s, MFU and memory on the GPUs at hand: [ARGS="--model 8b ..."]
-	$(PY) -m benchmarks.attention
-	$(PY) -m benchmarks.gpu $(ARGS)
+bench-gpu: $(READY) ## attention, LM head, steps, memory against the plan, on one GPU: [ARGS="--parts step_8b ..."]
+	$(PY) -m benchmarks.gpu_suite $(ARGS)
 
 tiny: $(READY) ## makes the embedded model and its pairs again: [OUT=dir] (about 15 minutes on a core)
 	$(PY) -m tools.tiny.make --output $(or $(OUT),recipes/assets/qwen3_tiny)
@@ -156,4 +163,4 @@ tiny: $(READY) ## makes the embedded model and its pairs again: [OUT=dir] (about
 clean: ## removes the virtual environment and caches, keeps runs/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: docs recipe-help elicit rectify pairs data-demo help setup train slurm docker shell train-docker test test-slow test-gpu test-mcore-next check doctor import-hf export-hf verify-hf plan dryrun report eval study bench bench-gpu tiny clean
+.PHONY: docs recipe-help elicit rectify pairs data-demo help setup train slurm docker shell train-docker test test-slow test-gpu test-node test-nullcuda test-mcore-next check doctor import-hf export-hf verify-hf plan dryrun report eval study bench bench-gpu tiny clean

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("RecipeError: this measures a GPU, and PyTorch sees none here", file=sys.stderr)
         return 2
     hf, device, name = MODELS[options.model], torch.device("cuda"), torch.cuda.get_device_name()
-    rows: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for response in options.responses:
         dataset = random_dataset(response, options.shared, options.pairs, hf.vocab_size)
         pack = dataset.pack(range(options.pairs), "shared", 128)
@@ -79,21 +79,21 @@ def main(arguments: list[str] | None = None) -> int:
                     times[kernel].append(elapsed)
         for kernel, values in times.items():
             median = statistics.median(values)
-            rows.append(
+            results.append(
                 {
                     "response": response,
-                    "rows": len(pack.input_ids),
+                    "positions": len(pack.input_ids),
                     "kernel": kernel,
                     "milliseconds": 1000 * median,
                     "tflops": 12 * hf.num_heads * hf.head_dim * products / median / 1e12,
                 }
             )
-            print(rows[-1], flush=True)
+            print(results[-1], flush=True)
     packages = ("torch", "flash-attn", "transformer-engine")
     report = {"device": name, "date": date.today().isoformat(), "versions": {p: installed(p) for p in packages}}
     path = options.output or ROOT / "benchmarks/results" / f"attention_{name.replace(' ', '_')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({**report, "results": results}, indent=1) + "\n")
     return 0
 
 

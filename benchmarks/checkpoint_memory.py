@@ -3,7 +3,8 @@
 Starts `ranks` CPU processes that hold one model of about `parameters` million weights in bf16, with fp32 gradients and
 optimizer state, data-parallel. Each saves a checkpoint and loads it again, once with Megatron's fully reshardable form,
 which earlier versions wrote, and once as training does. Printed and written to benchmarks/results: anonymous and shared
-memory (RssAnon, RssShmem of /proc/PID/status) of a rank and the processes it starts, above what it holds before.
+memory (Pss_Anon, Pss_Shmem of /proc/PID/smaps_rollup: pages of a forked process count once) of a rank and the processes
+it starts, above what it holds before.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Peak:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.01):
+        while not self._ended.wait(0.02):
             self.peak = max(self.peak, resident())
 
     def __enter__(self) -> Peak:
@@ -55,14 +56,14 @@ def resident() -> int:
     total = 0
     for pid in pids:
         try:
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon", "Pss_Shmem")))
     return 1024 * total
 
 
-def worker(millions: int, folder: Path) -> None:
+def worker(millions: int, folder: Path, after_only: bool) -> None:
     """One rank: builds the model, saves and loads both forms, writes its figures."""
     import torch
     import torch.distributed as dist
@@ -115,9 +116,9 @@ def worker(millions: int, folder: Path) -> None:
             "weights, load": lambda: load_model(policy.bare, folder / "model"),
             "optimizer, save": lambda: save_optimizer(policy, folder / "blocks"),
             "optimizer, load": lambda: load_optimizer(policy, folder / "blocks", 1),
-            "optimizer before, save": megatron_save,
-            "optimizer before, load": megatron_load,
         }
+        if not after_only:
+            parts |= {"optimizer before, save": megatron_save, "optimizer before, load": megatron_load}
         found: dict[str, Any] = {"parameters": sum(p.numel() for chunk in chunks for p in chunk.parameters())}
         found["own optimizer state"] = sum(
             12 * p.numel() for part in policy.parts for group in part.optimizer.param_groups for p in group["params"]
@@ -139,14 +140,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint_memory", description=__doc__)
     parser.add_argument("--parameters", type=int, default=64, help="millions")
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--after-only", action="store_true", help="leave out what earlier versions wrote")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        worker(options.parameters, options.worker)
+        worker(options.parameters, options.worker, options.after_only)
         return
     with tempfile.TemporaryDirectory() as name:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks)]
         own = [__file__, "--parameters", str(options.parameters), "--worker", name]
+        own += ["--after-only"] if options.after_only else []
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
         subprocess.run([sys.executable, *torchrun, *own], check=True, env=environment)

@@ -2,9 +2,9 @@
 
 Import: a SavePlanner that cuts the merged matrices into items of at most 16 MB, read from memory-mapped safetensors,
 and DCP's FileSystemWriter. Export: DCP's FileSystemReader, whose LoadPlanner hands out views of memory-mapped
-safetensors files. Both write SHA256SUMS and search for NaN, as tools.convert does. Prints a Markdown table, and
-checks that the folder comes back bit for bit. The last rows export a checkpoint whose matrices are one chunk each, as
-a run with parallel.tensor=1 writes them, of a model with the embedding of Qwen3-8B.
+safetensors files. Both write SHA256SUMS and search for NaN, as tools.convert does.
+Prints a Markdown table, and checks that the folder comes back bit for bit. The last rows export a checkpoint whose
+matrices are one chunk each, as a run with parallel.tensor=1 writes them, with the embedding of Qwen3-8B.
 """
 
 from __future__ import annotations
@@ -203,13 +203,9 @@ def dcp_export(checkpoint: Path, output: Path, shard_gb: float = 5.0) -> None:
 
 
 def checksums(folder: Path) -> None:
-    from tools.convert.copy_files import file_sha256
+    from spot_megatron.hf.checksums import file_names, sums_of, write_checksums
 
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    with ThreadPoolExecutor(THREADS) as threads:
-        sums = threads.map(file_sha256, files)
-    lines = [f"{total}  {path.relative_to(folder)}\n" for total, path in zip(sums, files, strict=True)]
-    (folder / "SHA256SUMS").write_text("".join(lines))
+    write_checksums(folder, sums_of(folder, file_names(folder), THREADS))
 
 
 def compare(folder: Path | None, repeats: int) -> None:

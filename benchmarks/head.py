@@ -3,7 +3,8 @@
     python -m benchmarks.head --output benchmarks/results/head.json
 
 One process on one thread, the variants in turns; CPU-seconds of forward and backward together. The vocabulary is
-Qwen3's, rows are those that a pair of 600-token responses scores at shared fraction 0.7.
+Qwen3's, the scored positions are those of a pair of 600-token responses at shared fraction 0.7. On a GPU:
+benchmarks/head_gpu.py.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from tools.pairs.cli import (
     print_summary,
     run_program,
 )
+from tools.pairs.decontaminate import Benchmark
 from tools.pairs.elicit import OUTPUT_FILES, Elicitation, merge
 from tools.pairs.grade import Grader
 from tools.pairs.pool import Interrupted, RunFailed
@@ -37,6 +38,14 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder; a folder with records is continued")
     parser.add_argument(
         "--english-only", action="store_true", help="drop questions with Chinese characters (DAPO-Math-17k)"
+    )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="benchmarks: questions with the same text or 13 words in a row in common are dropped",
     )
     parser.add_argument("--limit", type=positive_int, help="use the first N questions only")
     parser.add_argument("--samples", type=positive_int, default=1, help="answers per question")
@@ -77,6 +86,8 @@ def _shard(text: str) -> Shard:
 def main() -> None:
     args = arguments().parse_args()
     found = read_questions(existing_file(args.questions, "question file"), args.english_only)
+    if args.against:
+        Benchmark(existing_file(path, "benchmark file") for path in args.against).drop_from(found)
     if args.limit is not None:
         found.dropped["beyond_limit"] = max(0, len(found.questions) - args.limit)
         del found.questions[args.limit :]
@@ -112,7 +123,7 @@ async def _ask(args: argparse.Namespace, elicitation: Elicitation) -> None:
     try:
         async with make_client(args) as client:
             await client.find_context_length()
-            await elicitation.run(client, grader, args.concurrency, args.max_failures)
+            await elicitation.run(client, grader, args.batch or args.concurrency, args.max_failures)
     finally:
         grader.close()
 

@@ -8,6 +8,7 @@ continue after any stop; a later run may use another oracle, --with-answer, or m
 import argparse
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tools.pairs.grade import Grader
 from tools.pairs.human import export_errors, import_edits
 from tools.pairs.limits import Prices
 from tools.pairs.measures import load_tokenizer
-from tools.pairs.oracle import HUMAN, Oracle, read_errors
+from tools.pairs.oracle import HUMAN, Choice, ErrorFile, Oracle
 from tools.pairs.pool import Interrupted, RunFailed
 from tools.pairs.rectify import OUTPUT_FILES, Rectification
 
@@ -47,6 +48,16 @@ def arguments() -> argparse.ArgumentParser:
         "again, and --target-pairs counts those within it",
     )
     parser.add_argument("--gamma", type=float, default=0.6, help="largest change ratio R, with --tokenizer")
+    parser.add_argument(
+        "--pass-rate",
+        type=_pass_rate,
+        default=(0.0, 1.0),
+        metavar="LOW..HIGH",
+        help="only errors of questions answered right in this share of their samples, such as 0.1..0.9",
+    )
+    parser.add_argument("--one-per-question", action="store_true", help="one error of each question, drawn by --seed")
+    parser.add_argument("--seed", type=int, default=1234, help="of the order in which errors are attempted")
+    parser.add_argument("--file-order", action="store_true", help="attempt the errors in the order of their file")
     parser.add_argument("--max-tokens", type=positive_int, default=32768, help="of one reply, thinking included")
     parser.add_argument("--temperature", type=float, help="default: the server's")
     parser.add_argument("--top-p", type=float, help="default: the server's")
@@ -65,10 +76,20 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def _pass_rate(text: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, text.split(".."))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range; give one such as 0.1..0.9") from None
+    if not 0.0 <= low <= high <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range within 0..1")
+    return low, high
+
+
 def main() -> None:
     args = arguments().parse_args()
     prices = _prices(args)
-    errors = read_errors(existing_file(args.errors, "errors.jsonl of tools.elicit"))
+    errors = ErrorFile(existing_file(args.errors, "errors.jsonl of tools.elicit"))
     human = args.export_human or args.import_human
     if not human:
         make_client(args)  # a wrong address should be told before anything is written
@@ -88,8 +109,9 @@ def main() -> None:
     if args.export_human:
         output_file(args.export_human, "--export-human", args.errors)
     output_folder(args.output, OUTPUT_FILES, args.errors)
+    choice = Choice(args.pass_rate, args.one_per_question, None if args.file_order else args.seed)
     meter = EditMeter(load_tokenizer(args.tokenizer), args.gamma) if args.tokenizer else None
-    rectification = Rectification(args.output, errors, oracle, args.attempts, prices, meter)
+    rectification = Rectification(args.output, errors, oracle, args.attempts, prices, meter, choice)
     grader = Grader(args.grade_workers)
     try:
         if args.import_human:
@@ -111,9 +133,20 @@ def main() -> None:
 async def _rectify(args: argparse.Namespace, rectification: Rectification, grader: Grader) -> None:
     async with make_client(args) as client:
         await client.find_context_length()
+        print(f"estimate of the first attempts: {_estimate_line(rectification.estimate())}", file=sys.stderr)
         await rectification.run(
-            client, grader, args.concurrency, args.max_failures, target=args.target_pairs, budget_usd=args.budget_usd
+            client,
+            grader,
+            args.batch or args.concurrency,
+            args.max_failures,
+            target=args.target_pairs,
+            budget_usd=args.budget_usd,
         )
+
+
+def _estimate_line(estimate: dict[str, Any]) -> str:
+    tokens = f"{estimate['prompt_tokens']:,} prompt tokens, {estimate['completion_tokens']:,} written tokens"
+    return f"{estimate['requests']:,} requests, about {tokens}, ${estimate['usd']:,.2f}"
 
 
 def _prices(args: argparse.Namespace) -> Prices:

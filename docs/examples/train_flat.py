@@ -1,4 +1,4 @@
-"""SPoT training in one flat script, on the functions that `make train` uses: `python docs/examples/train_flat.py OUTPUT`.
+"""SPoT training in one flat script, on the functions of `make train`: `python docs/examples/train_flat.py OUTPUT`.
 
 One process on a CPU, the embedded tiny model, two updates. Left out: resume, metrics, heartbeat, cache, step-0 gate.
 """
@@ -49,7 +49,8 @@ def main(output: Path) -> None:
         load_hf(chunks, HFFolder(folder), hf)
 
         # Reference: the model before its first update, [num pairs, 2] log-probability sums in nats.
-        reference = reference_sums(chunks, len(dataset), packs(once.plan(0)), topology)
+        batches = (packs(once.plan(step)) for step in range(once.num_steps))
+        reference = reference_sums(chunks, len(dataset), batches, topology)
 
         # Updates: a step's loss is the sum over its pairs / number of pairs in the global batch.
         policy = make_trainable(chunks, recipe)
@@ -59,10 +60,11 @@ def main(output: Path) -> None:
             batch = packs(sampler.plan(step))
             policy.zero_grad()
             reports = forward_backward(policy.wrapped, batch, loss, topology)
-            sums = reduce_sums(reports, batch, topology)
+            sums = reduce_sums(reports, batch, policy.squared_grad_norm(), topology)
             shift.update(sums.mean_reward)
-            grad_norm = policy.update(learning_rate(recipe.optim, step, sampler.num_steps))
-            print(f"step {step + 1}: loss {sums.loss / sums.num_pairs:.6f}, gradient norm {grad_norm:.3f}", flush=True)
+            policy.update(learning_rate(recipe.optim, step, sampler.num_steps), sums.grad_norm)
+            loss_mean = sums.loss / sums.num_pairs
+            print(f"step {step + 1}: loss {loss_mean:.6f}, gradient norm {sums.grad_norm:.3f}", flush=True)
 
         # Result: a Hugging Face folder that transformers, vLLM and SGLang load.
         policy.gather_weights()

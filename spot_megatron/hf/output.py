@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import WeightError
+from spot_megatron.files import sync_to_disk, write_text
+from spot_megatron.hf.checksums import CHECKSUMS
 from spot_megatron.hf.index import INDEX_FILE, SINGLE_FILE
 from spot_megatron.hf.safetensors import make_header, plan_shards, read_header, tensor_bytes
-
-CHECKSUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
 
 # Weights in any format are not copied: beside new weights they would be another model's.
 WEIGHT_PATTERNS = (
@@ -107,8 +107,7 @@ def finish_shards(folder: Path, expected: Iterable[str]) -> None:
 def write_index(folder: Path, weight_map: Mapping[str, str], total_size: int) -> None:
     """The index of a folder of several shards: tensor -> file, and the bytes of all tensors."""
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-    to_disk(folder / INDEX_FILE)
+    write_text(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
 
 
 def copy_other_files(source: Path, destination: Path) -> None:
@@ -121,7 +120,7 @@ def copy_other_files(source: Path, destination: Path) -> None:
         target = destination / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-        to_disk(target)
+        sync_to_disk(target)
 
 
 def add_older_keys(config_file: Path) -> None:
@@ -141,8 +140,7 @@ def add_older_keys(config_file: Path) -> None:
         older["num_experts"] = raw["num_local_experts"]
     if older.keys() <= raw.keys():
         return
-    config_file.write_text(json.dumps({**older, **raw}, indent=2) + "\n")
-    to_disk(config_file)
+    write_text(config_file, json.dumps({**older, **raw}, indent=2) + "\n")
 
 
 def refuse_destination(destination: Path, source: Path, replace: bool = False) -> None:
@@ -172,20 +170,11 @@ def start_partial(destination: Path) -> Path:
 def publish(destination: Path) -> None:
     """Renames partial_folder(destination) to `destination`, in whose place nothing half-written ever stands."""
     partial = partial_folder(destination)
-    to_disk(partial)
+    sync_to_disk(partial)
     replaced = destination.parent / f".{destination.name}.replaced"
     shutil.rmtree(replaced, ignore_errors=True)
     if destination.exists():
         destination.rename(replaced)
     partial.rename(destination)
-    to_disk(destination.parent)
+    sync_to_disk(destination.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def to_disk(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of files, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,6 +27,7 @@ from spot_megatron.hf.output import (
     start_partial,
 )
 from spot_megatron.model.gpt import PairGPT
+from spot_megatron.weights.checkpoint import save_checksums
 from spot_megatron.weights.placement import Placement, ReplicaGroup, layer_offset
 from spot_megatron.weights.shards import is_finite, split, tp_join, trim_vocab
 
@@ -65,8 +66,8 @@ def export_hf(
     """Writes `destination`, a Hugging Face folder, from every rank's `chunks` (unwrapped). Collective.
 
     Every rank writes its share of the model, in shards of at most `shard_gb` (10^9 bytes). Rank 0 adds the index and
-    copies the files of `source` that hold no weights, byte for byte (but see add_older_keys), and renames the folder
-    into place, so that a folder at `destination` is complete.
+    copies the files of `source` that hold no weights, byte for byte (but see add_older_keys). SHA256SUMS lists all
+    files. Rank 0 renames the folder into place, so that a folder at `destination` is complete.
 
     Args:
         kinds: the data type (by its safetensors name) that each tensor is cast to; by default as in `source`.
@@ -83,11 +84,13 @@ def export_hf(
     dist.barrier()
     _write_shards(chunks, config, kinds, destination, int(shard_gb * 1e9))
     dist.barrier()
+    partial = partial_folder(destination)
     if dist.get_rank() == 0:
-        partial = partial_folder(destination)
         finish_shards(partial, hf_shapes(config))
         copy_other_files(source, partial)
         add_older_keys(partial / "config.json")
+    save_checksums(partial)
+    if dist.get_rank() == 0:
         publish(destination)
     dist.barrier()
 

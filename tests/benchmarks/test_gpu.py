@@ -13,7 +13,7 @@ from tests.support import SHAPE, make_recipe, one_process
 
 def test_flops_are_six_a_parameter_and_row_without_attention():
     """Qwen3-8B: 8.19B parameters, of which the input embedding (0.62B) does no work."""
-    flops = gpu.model_flops(gpu.MODELS["8b"], rows=1000, products=0, scored=1000)
+    flops = gpu.model_flops(gpu.MODELS["8b"], positions=1000, products=0, scored=1000)
     assert flops == pytest.approx(6 * (8.19e9 - 0.62e9) * 1000, rel=2e-3)
 
 

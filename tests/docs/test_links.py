@@ -48,4 +48,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(tmp_path / SITE.name)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "reference_sums" in (tmp_path / "build/site/flat-script/index.html").read_text(), "the script is not included"
+    assert "reference_sums" in (tmp_path / "build/site/flat-script/index.html").read_text(), (
+        "the script is not included"
+    )

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.docs.documents import DOCUMENTS, HISTORY, name_of, spans
 from tests.processes import ROOT
@@ -50,3 +51,27 @@ def test_lines_by_folder_add_up():
     assert last == "all"
     assert {"spot_megatron/train", "tools/pairs", "tools/*.py"} <= {name for name, _, _ in folders}
     assert before == after == sum(lines for _, lines, _ in folders) > 10_000
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"], ids=name_of
+)
+def test_configuration_files_can_be_read(path: Path):
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def test_ci_and_hooks_run_what_the_makefile_runs():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    assert commands == [".ci/run"]
+    makefile = (ROOT / "Makefile").read_text()
+    for repository in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]:
+        assert repository["repo"] == "local", "hooks must not download"
+        for hook in repository["hooks"]:
+            program = hook["entry"].removeprefix(".venv/bin/python ").removesuffix(" --force-exclude")
+            assert f"$(PY) {program}" in makefile, f"make check does not run {program}"
+
+
+def test_the_citation_is_of_this_version():
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version and yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version[1]

@@ -55,14 +55,14 @@ def test_names_of_transformers(family, tmp_path):
 
 
 def test_local_and_engine_names_meet_at_the_same_tensors():
-    rows = weight_map(CONFIG)
+    mappings = weight_map(CONFIG)
     prefix = "decoder.layers.1."
     for local, engine, hf in [
         ("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"),
         ("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight", "post_attention_layernorm.weight"),
     ]:
         for spelling in (local, engine):
-            mapping, names = resolve(rows, prefix + spelling, layer_offset=0)
+            mapping, names = resolve(mappings, prefix + spelling, layer_offset=0)
             assert names == (f"model.layers.1.{hf}",)
             assert mapping.sharding is Sharding.REPLICATED
 
@@ -81,13 +81,13 @@ def test_a_rank_counts_its_experts_from_its_offset(local, engine, hf):
 
 
 def test_the_norm_before_experts_is_not_fused():
-    rows, prefix = weight_map(MIXED_MOE), "decoder.layers.0."
-    mapping, _ = resolve(rows, prefix + "pre_mlp_layernorm.weight", layer_offset=0)
+    mappings, prefix = weight_map(MIXED_MOE), "decoder.layers.0."
+    mapping, _ = resolve(mappings, prefix + "pre_mlp_layernorm.weight", layer_offset=0)
     assert mapping.te == mapping.local
-    mapping, _ = resolve(rows, prefix + "pre_mlp_layernorm.weight", layer_offset=1)
+    mapping, _ = resolve(mappings, prefix + "pre_mlp_layernorm.weight", layer_offset=1)
     assert mapping.te != mapping.local
     with pytest.raises(WeightError):
-        resolve(rows, prefix + "mlp.linear_fc1.weight", layer_offset=2)
+        resolve(mappings, prefix + "mlp.linear_fc1.weight", layer_offset=2)
 
 
 def test_a_stage_counts_its_layers_from_its_offset():

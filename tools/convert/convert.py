@@ -1,7 +1,7 @@
 """Hugging Face folder -> Megatron checkpoint -> Hugging Face folder, file to file.
 
-No model is built and no process group started: a conversion is a list of byte ranges (merged_rows.py), copied by
-several processes (copy_files.py) that hold a few batches each. So the memory does not grow with the model.
+A conversion builds no model and starts no process group: it is a list of byte ranges (merged_rows.py), copied by
+several processes (copy_files.py) that hold a few batches each, so memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spot_megatron.errors import CheckpointError
+from spot_megatron.hf.checksums import file_names, sums_of, verify_checksums, verify_weights, write_checksums
 from spot_megatron.hf.config import HFModelConfig, read_hf_config
 from spot_megatron.hf.index import SINGLE_FILE, HFIndex, check_folder
 from spot_megatron.hf.names import EMBEDDING, ParameterMapping, weight_map
@@ -27,11 +28,12 @@ from spot_megatron.hf.output import (
 )
 from spot_megatron.hf.safetensors import KIND_BYTES, Span, make_header, plan_shards
 from spot_megatron.hf.side_files import HF_FOLDER, load_kinds, save_side_files
-from tools.convert.copy_files import copy_files, write_checksums
+from spot_megatron.weights.dist_metadata import Chunk, Stored
+from tools.convert.copy_files import JOURNAL, copy_files
 from tools.convert.copy_plan import Block, OutputFile, Rows, Stripe, Written, cut_rows, row_ranges
 from tools.convert.float_kinds import widest
 from tools.convert.merged_rows import checkpoint_place, merged_rows, merged_shape, stack_shape
-from tools.convert.torch_dist import Chunk, Stored, TorchDist
+from tools.convert.torch_dist import TorchDist
 from tools.convert.torch_dist_write import write_metadata
 
 MODEL_FOLDER = "model"
@@ -53,6 +55,7 @@ def import_folder(source: Path, output: Path, num_workers: int = 2) -> int:
     config, hf = read_hf_config(source), HFIndex(source)
     check_folder(hf, config)
     refuse_destination(output, source)
+    verify_weights(source, num_workers)
     files, tensors = plan_import(hf, config)
     partial = partial_folder(output)
     for path in partial.iterdir() if partial.is_dir() else ():
@@ -78,6 +81,7 @@ def export_checkpoint(checkpoint: Path, output: Path, shard_gb: float, num_worke
         WeightError: `output` cannot be written.
     """
     checkpoint, output = checkpoint.absolute(), output.absolute()
+    verify_checksums(checkpoint, CheckpointError, num_workers)
     kinds, side_files = load_kinds(checkpoint), checkpoint / HF_FOLDER
     config = read_hf_config(side_files)
     refuse_destination(output, checkpoint)
@@ -95,11 +99,15 @@ def export_checkpoint(checkpoint: Path, output: Path, shard_gb: float, num_worke
 
 
 def _finish(partial: Path, written: Sequence[Written], prefix: str, source: Path) -> None:
-    """Checksums of all files, and a warning if there are NaN."""
-    nan_names = sorted({name for file in written for name in file.nan_names})
-    if nan_names:
-        warnings.warn(f"{source}: NaN in the weights {', '.join(nan_names)}", stacklevel=3)
-    write_checksums(partial, {prefix + file.name: file.sha256 for file in written})
+    """Writes the checksums of all files, and warns of weights that are not finite."""
+    bad_names = sorted({name for file in written for name in file.bad_names})
+    if bad_names:
+        warnings.warn(f"{source}: NaN or infinity in the weights {', '.join(bad_names)}", stacklevel=3)
+    for journal in partial.rglob(JOURNAL):
+        journal.unlink()
+    sums = {prefix + file.name: file.sha256 for file in written}
+    others = [name for name in file_names(partial) if name not in sums]
+    write_checksums(partial, sums | sums_of(partial, others))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ missing; those that are there are read once and kept only if they are what the j
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import pickle
@@ -24,11 +23,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from spot_megatron.errors import WeightError
-from spot_megatron.hf.output import CHECKSUMS, to_disk
+from spot_megatron.files import file_sha256
 from tools.convert.copy_plan import Failed, OutputFile, Written, plan_digest
 
 JOURNAL = ".journal.jsonl"
-READ_BYTES = 1 << 24
 
 
 def copy_files(files: Sequence[OutputFile], folder: Path, num_workers: int) -> list[Written]:
@@ -70,7 +68,7 @@ def _resume(files: Sequence[OutputFile], folder: Path) -> dict[str, Written]:
     done: dict[str, Written] = {}
     if noted and noted[0] == plan:
         for entry in noted[1:]:
-            written = Written(**{**entry, "nan_names": tuple(entry["nan_names"])})
+            written = Written(**{**entry, "bad_names": tuple(entry["bad_names"])})
             file = folder / written.name
             if file.exists() and file_sha256(file) == written.sha256:
                 done[written.name] = written
@@ -152,27 +150,3 @@ def _explain(failure: Failed, folder: Path) -> WeightError:
     if failure.errno in (errno.ENOSPC, errno.EDQUOT):
         return WeightError(f"{folder.parent} is full ({failure.message}); make room, {again}")
     return WeightError(f"{failure.message}; {again}")
-
-
-def file_sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_checksums(folder: Path, known: dict[str, str]) -> None:
-    """Replaces the journal by SHA256SUMS of every file in `folder`.
-
-    `known` has the sums of those (by path relative to it) that need not be read again.
-    """
-    lines = []
-    for journal in folder.rglob(JOURNAL):
-        journal.unlink()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            name = str(path.relative_to(folder))
-            lines.append(f"{known.get(name) or file_sha256(path)}  {name}\n")
-    (folder / CHECKSUMS).write_text("".join(lines))
-    to_disk(folder / CHECKSUMS)

@@ -85,7 +85,7 @@ class Written:
     name: str
     num_bytes: int
     sha256: str
-    nan_names: tuple[str, ...]
+    bad_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from isal.isal_zlib import crc32
 
 from tools.convert.copy_plan import BATCH_BYTES, Block, Failed, OutputFile, Rows, Written, batches
-from tools.convert.float_kinds import cast, has_nan
+from tools.convert.float_kinds import cast, has_nonfinite
 from tools.convert.torch_frame import make_frame
 
 WRITE_BYTES = 1 << 20  # longer calls took up to four times the system's time
@@ -35,7 +35,7 @@ class FileCopier:
         """Writes the file under another name and renames it when it is on disk."""
         partial = self._folder / f".{file.name}.{os.getpid()}"
         digest = hashlib.sha256()
-        nan_names: set[str] = set()
+        bad_names: set[str] = set()
         try:
             with partial.open("wb", buffering=0) as stream:
 
@@ -47,20 +47,20 @@ class FileCopier:
 
                 put(file.header)
                 for block in file.blocks:
-                    self._write_block(block, put, nan_names)
+                    self._write_block(block, put, bad_names)
                 os.fsync(stream.fileno())
             partial.rename(self._folder / file.name)
         finally:
             partial.unlink(missing_ok=True)
-        return Written(file.name, file.num_bytes, digest.hexdigest(), tuple(sorted(nan_names)))
+        return Written(file.name, file.num_bytes, digest.hexdigest(), tuple(sorted(bad_names)))
 
-    def _write_block(self, block: Block, put: Callable[[bytes | memoryview], None], nan_names: set[str]) -> None:
+    def _write_block(self, block: Block, put: Callable[[bytes | memoryview], None], bad_names: set[str]) -> None:
         for batch in batches(block):
             end = 0
             for rows in batch:
                 data = self._read(rows, end)
-                if has_nan(data, rows.kind):
-                    nan_names.add(rows.name)
+                if has_nonfinite(data, rows.kind):
+                    bad_names.add(rows.name)
                 if rows.kind != block.kind:
                     data = cast(data, rows.kind, block.kind)
                     self._buffer[end : end + len(data)] = data

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.convert.torch_dist import Stored
+from spot_megatron.weights.dist_metadata import Stored
 
 FORMAT = {
     "sharded_backend": "torch_dist",
@@ -61,7 +61,7 @@ def write_metadata(folder: Path, tensors: Mapping[str, Stored], content: Mapping
     entries: dict[str, Any] = {}
     stored_at: list[tuple[Any, Any]] = []
     for key, stored in tensors.items():
-        properties = (Name("torch", DTYPES[stored.dtype]), Name("torch", "strided"), False, memory_format, False)
+        properties = (Name("torch", DTYPES[stored.kind]), Name("torch", "strided"), False, memory_format, False)
         chunks = [Made(chunk_kind, {"offsets": _size(c.offsets), "sizes": _size(c.sizes)}) for c in stored.chunks]
         state = {"properties": Made(Name(dcp, "TensorProperties"), properties), "size": _size(stored.shape)}
         entries[key] = Made(Name(dcp, "TensorStorageMetadata"), {**state, "chunks": chunks})

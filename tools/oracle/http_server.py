@@ -5,8 +5,10 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from tools.oracle.batches import BatchStore
 
 TRANSPORT_FAULTS = ("rate_limit", "server_error", "reset", "slow_body", "truncated_json", "empty_choices")
 CONTENT_FAULTS = ("missing_markers", "wrong_answer")
@@ -15,6 +17,11 @@ FAULTS = TRANSPORT_FAULTS + CONTENT_FAULTS
 IDLE_CLOSE = "idle_close"
 REPLY_FAULTS = ("forbidden", "null_content", "thinking")
 
+_STATUS_FAULTS = {
+    "rate_limit": (429, "slow down"),
+    "server_error": (500, "injected fault"),
+    "forbidden": (403, "this prompt is flagged"),
+}
 _BY_REQUEST = (*CONTENT_FAULTS, *REPLY_FAULTS)
 _IDLE_SECONDS = 0.02
 _REASONS = {
@@ -85,6 +92,7 @@ class Service:
     latency: float = 0.0
     slow_seconds: float = 5.0
     max_model_len: int | None = None
+    batches: BatchStore = field(default_factory=BatchStore)
 
     def card(self) -> dict[str, Any]:
         """The model's entry in the list of models."""
@@ -123,29 +131,54 @@ class _Connection(asyncio.Protocol):
             body = bytes(self._buffer[end + 4 : end + 4 + length])
             del self._buffer[: end + 4 + length]
             method, path = head.split(b" ", 2)[:2]
-            self._route(method, path.split(b"?")[0].rstrip(b"/"), body)
+            self._route(method, path.split(b"?")[0].rstrip(b"/"), body, head)
 
-    def _route(self, method: bytes, path: bytes, body: bytes) -> None:
+    def _route(self, method: bytes, path: bytes, body: bytes, head: bytes) -> None:
         if method == b"GET" and path in (b"/health", b"/v1/health"):
             self._send(200, {"status": "ok"})
         elif method == b"GET" and path == b"/v1/models":
             self._send(200, {"object": "list", "data": [self._service.card()]})
         elif method == b"POST" and path == b"/v1/chat/completions":
             self._complete(body)
+        elif path.startswith((b"/v1/files", b"/v1/batches")):
+            self._batch_request(method, path, body, head)
         else:
             self._send_error(404, f"no {path.decode(errors='replace')} here")
+
+    def _batch_request(self, method: bytes, path: bytes, body: bytes, head: bytes) -> None:
+        try:
+            response = self._service.batches.handle(method.decode(), path.decode(), head, body, self._complete_later)
+        except (ValueError, KeyError, IndexError, TypeError) as error:  # whatever a client may send
+            self._send_error(400, f"not a batch request: {error}")
+            return
+        if response is None:
+            self._send_error(404, f"no {path.decode(errors='replace')} here")
+        elif isinstance(response, bytes):
+            self._transport.write(_head(200, len(response)) + response)
+        else:
+            self._send(200, response)
+
+    async def _complete_later(self, body: bytes) -> tuple[int, dict[str, Any]]:
+        """(status, body) of a request inside a batch."""
+        fault = self._service.faults.draw(body)
+        if fault in _STATUS_FAULTS:
+            status, message = _STATUS_FAULTS[fault]
+            return status, {"error": {"message": message}}
+        request = json.loads(body)
+        try:
+            answer = self._service.answer(request, fault if fault in CONTENT_FAULTS else None)
+            answer = answer if isinstance(answer, Answer) else await answer
+        except (ValueError, KeyError, TypeError, RefusedRequest) as error:
+            return 400, {"error": {"message": f"cannot answer this request: {error}"}}
+        return 200, completion_body(request, _changed(answer, fault), empty=fault == "empty_choices")
 
     def _complete(self, body: bytes) -> None:
         fault = self._service.faults.draw(body)
         if fault == "reset":
             self._loop.call_later(self._service.latency, self._transport.abort)
             return
-        if fault in ("rate_limit", "server_error"):
-            status, message = (429, "slow down") if fault == "rate_limit" else (500, "injected fault")
-            self._loop.call_later(self._service.latency, self._send_error, status, message)
-            return
-        if fault == "forbidden":
-            self._loop.call_later(self._service.latency, self._send_error, 403, "this prompt is flagged")
+        if fault in _STATUS_FAULTS:
+            self._loop.call_later(self._service.latency, self._send_error, *_STATUS_FAULTS[fault])
             return
         try:
             request = json.loads(body)
@@ -166,11 +199,7 @@ class _Connection(asyncio.Protocol):
             self._deliver(request, done.result(), fault)
 
     def _deliver(self, request: dict[str, Any], answer: Answer, fault: str | None) -> None:
-        if fault == "null_content":
-            answer = replace(answer, text=None, reasoning=answer.text)
-        elif fault == "thinking":
-            answer = replace(answer, reasoning="Let me see.")
-        payload = json.dumps(completion_body(request, answer, empty=fault == "empty_choices")).encode()
+        payload = json.dumps(completion_body(request, _changed(answer, fault), empty=fault == "empty_choices")).encode()
         if fault == "truncated_json":
             payload = payload[: len(payload) // 2]
         head = _head(200, len(payload))
@@ -189,6 +218,12 @@ class _Connection(asyncio.Protocol):
     def _send(self, status: int, body: dict[str, Any]) -> None:
         payload = json.dumps(body).encode()
         self._transport.write(_head(status, len(payload)) + payload)
+
+
+def _changed(answer: Answer, fault: str | None) -> Answer:
+    if fault == "null_content":
+        return replace(answer, text=None, reasoning=answer.text)
+    return replace(answer, reasoning="Let me see.") if fault == "thinking" else answer
 
 
 def completion_body(request: dict[str, Any], answer: Answer, empty: bool = False) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import EXIT_FAILURE, EXIT_STOPPED, PairError, UserError, positive_int, print_error
+from tools.pairs.batch import BatchClient
 from tools.pairs.client import ChatClient
-from tools.pairs.endpoint import API_KEY_VARIABLE
+from tools.pairs.endpoint import API_KEY_VARIABLE, ApiKey
 from tools.pairs.limits import Backoff, RateLimiter
 from tools.pairs.pool import Interrupted, RunFailed
 
@@ -65,6 +66,15 @@ def add_endpoint_options(parser: argparse.ArgumentParser, concurrency: int) -> N
         default=10,
         help="HTTP calls for one request before it is given up; those that no server answers are not counted",
     )
+    group.add_argument(
+        "--batch",
+        type=positive_int,
+        nargs="?",
+        const=5000,
+        metavar="N",
+        help="send batches of N requests through /v1/batches (at its prices) instead of single calls",
+    )
+    group.add_argument("--poll-seconds", type=float, default=30.0, help="between looks at a batch")
     group.add_argument("--requests-per-minute", type=float, help="rate limit of this process")
     group.add_argument(
         "--tokens-per-minute", type=float, help="rate limit of this process, prompt and completion together"
@@ -87,11 +97,20 @@ def add_endpoint_options(parser: argparse.ArgumentParser, concurrency: int) -> N
     )
 
 
-def make_client(args: argparse.Namespace) -> ChatClient:
-    """The client that the endpoint options describe."""
+def make_client(args: argparse.Namespace) -> ChatClient | BatchClient:
+    """The client that the endpoint options describe. Raises PairError for options that exclude each other."""
     if not args.base_url or not args.model:
         raise PairError(
             "--base-url and --model are needed: the server's address, such as http://127.0.0.1:8000/v1, and its model."
+        )
+    if args.batch:
+        if len(args.base_url) > 1 or args.requests_per_minute or args.tokens_per_minute:
+            raise PairError("--batch takes one --base-url and no rate limit; leave the others out")
+        if args.extra_body.get("seed", 0) is None and getattr(args, "samples", 1) > 1:
+            raise PairError('--batch needs a seed in every request of --samples; leave "seed" out of --extra-body')
+        key = ApiKey(args.api_key_env, args.key_over_http)
+        return BatchClient(
+            args.base_url[0], key, args.output, args.batch, args.poll_seconds, patience=60.0 * args.wait_minutes
         )
     return ChatClient(
         args.base_url,

@@ -106,7 +106,8 @@ class ChatClient:
             OutOfCredit: 402 or insufficient_quota.
         """
         calls = Calls()
-        body = self._fitted(body)
+        lengths = [endpoint.context_length for endpoint in self._endpoints if endpoint.context_length]
+        body = fit_max_tokens(body, min(lengths, default=None))
         body_bound = functools.partial(_most_in_all, body)
         while True:
             reserved = await self._limiter.start(body_bound)
@@ -138,7 +139,7 @@ class ChatClient:
             finally:
                 endpoint.in_flight -= 1
                 self._limiter.settle(reserved, used)
-            if fault_needs_new_seed(calls, body):
+            if _needs_new_seed(calls, body):
                 body = {**body, "seed": body["seed"] + 1}
             await asyncio.sleep(wait)
 
@@ -171,16 +172,16 @@ class ChatClient:
                 return min(awake, key=lambda endpoint: endpoint.in_flight)
             await asyncio.sleep(min(1.0, min(endpoint.resting_until for endpoint in self._endpoints) - now))
 
-    def _fitted(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The body with `max_tokens` cut to what the servers' context length leaves beside the prompt."""
-        lengths = [endpoint.context_length for endpoint in self._endpoints if endpoint.context_length]
-        if not lengths or type(body.get("max_tokens")) is not int:
-            return body
-        room = min(lengths) - most_tokens(body)[0]
-        return {**body, "max_tokens": min(body["max_tokens"], room)} if room > 0 else body
+
+def fit_max_tokens(body: dict[str, Any], context_length: int | None) -> dict[str, Any]:
+    """The body with `max_tokens` cut to what the context length leaves beside the prompt."""
+    if context_length is None or type(body.get("max_tokens")) is not int:
+        return body
+    room = context_length - most_tokens(body)[0]
+    return {**body, "max_tokens": min(body["max_tokens"], room)} if room > 0 else body
 
 
-def fault_needs_new_seed(calls: Calls, body: dict[str, Any]) -> bool:
+def _needs_new_seed(calls: Calls, body: dict[str, Any]) -> bool:
     return calls.faults[-1] == "timeout" and type(body.get("seed")) is int
 
 

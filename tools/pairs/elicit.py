@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from spot_megatron.errors import PairError
 from spot_megatron.files import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
+from tools.pairs.batch import BatchClient
 from tools.pairs.client import CallFailed, ChatClient, Completion
 from tools.pairs.grade import CORRECT, NO_ANSWER, WRONG, Grader, Verdict
 from tools.pairs.journal import Fields, Journal, check_fields
@@ -76,7 +78,7 @@ class Elicitation:
     def _record(self, record: Row) -> None:
         self._note(self.journal.append(record), record)
 
-    async def run(self, client: ChatClient, grader: Grader, concurrency: int, max_failures: int) -> None:
+    async def run(self, client: ChatClient | BatchClient, grader: Grader, concurrency: int, max_failures: int) -> None:
         """Ask, grade and record everything that is pending."""
         pending = list(self.pending())
         total = len(self.questions) * self.samples
@@ -133,6 +135,7 @@ class Elicitation:
         tokens: Counter[str] = Counter()
         with contextlib.ExitStack() as files:
             names = () if self.shard else _OUTPUTS
+            pass_rates = self._pass_rates() if self.samples > 1 and names else {}
             writers = {name: files.enter_context(AtomicWriter(self.output / f"{name}.jsonl")) for name in names}
             for key in self.plan():
                 if key not in self.offsets:
@@ -148,11 +151,24 @@ class Elicitation:
                 if place == "excluded":
                     excluded[reason] += 1
                 if writers:
-                    writers[place].write(dump_line(self._output_row(key, record, reason)))
+                    row = self._output_row(key, record, reason)
+                    if key[0] in pass_rates:
+                        row["pass_rate"] = pass_rates[key[0]]
+                    writers[place].write(dump_line(row))
         summary = self._summary(counts, excluded, tokens)
         name = self.shard.name("summary", ".json") if self.shard else "summary.json"
         write_text(self.output / name, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         return summary
+
+    def _pass_rates(self) -> dict[str, float]:
+        """By question: the share of its answered samples that are right."""
+        right, answered = Counter[str](), Counter[str]()
+        for key, offset in self.offsets.items():
+            record = self.journal.read_at(offset)
+            if _is_answer(record):
+                answered[key[0]] += 1
+                right[key[0]] += record["verdict"] == CORRECT
+        return {name: round(right[name] / number, 4) for name, number in answered.items()}
 
     def _output_row(self, key: Key, record: Row, reason: str) -> Row:
         kept = ("question", "answer", "response", "finish_reason", "token_ids", "verdict", "extracted")
@@ -263,5 +279,7 @@ def merge(output: Path, shard_journals: Sequence[Path]) -> Sampling:
         return Sampling(**settings[0])
 
 
-def _record_key(record: Row) -> tuple[Any, ...]:
-    return record.get("id"), record.get("sample"), record.get("response"), record.get("failed")
+def _record_key(record: Row) -> bytes:
+    """A digest, so that a merge does not hold all texts."""
+    key = [record.get(name) for name in ("id", "sample", "response", "failed")]
+    return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).digest()

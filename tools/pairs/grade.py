@@ -19,22 +19,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.pairs import boxes, math_text
-from tools.pairs.math_compare import squeeze
 
 CORRECT, WRONG, NO_ANSWER, TIMEOUT, UNDECIDED = "correct", "wrong", "no_answer", "timeout", "undecided"
-GRADER_VERSION = 2  # raised by every change that can change a verdict; `tools.elicit --regrade` brings a folder up to it
+GRADER_VERSION = (
+    2  # raised by every change that can change a verdict; `tools.elicit --regrade` brings a folder up to it
+)
 LONGEST_ANSWER = 2_000  # characters; a longer answer is right only when it is the same text
 TIME_LIMIT = 5.0  # seconds of CPU for one comparison; four times that on the clock
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`verdict` is correct, wrong, no_answer, timeout or undecided; `reason` says how it was reached; `extracted` is the
-    content of the final box, or of the final boxes joined by ", ".
+    """`verdict` is correct, wrong, no_answer, timeout or undecided; `reason` says how it was reached; `extracted` is
+    the content of the final box, or of the final boxes joined by ", ".
 
     Reasons: correct: same_text, same_number, same_mathematics. wrong: another_number, another_answer. no_answer:
     no_box, unclosed_box, empty_box, unfinished_thinking, cut_off. timeout: time_limit, memory_limit. undecided:
-    rounded (a decimal that may be a rounding of the other), not_proved, too_long, several_boxes.
+    rounded (a decimal that may be a rounding of the other), not_proved, parser_failed, too_long, several_boxes.
     """
 
     verdict: str
@@ -72,7 +73,7 @@ def clean_gold(answer: str) -> str:
 
 def compare_at_once(gold: str, given: str) -> Outcome | None:
     """(verdict, reason) of two cleaned answers that are the same text or plain numbers, else None."""
-    if squeeze(gold) == squeeze(given) and gold:
+    if math_text.squeeze(gold) == math_text.squeeze(given) and gold:
         return CORRECT, "same_text"
     if max(len(gold), len(given)) > LONGEST_ANSWER:
         return UNDECIDED, "too_long"
@@ -185,7 +186,7 @@ class _Worker:
         answer = json.loads(line)
         if answer.get("error") == "MemoryError":
             return TIMEOUT, "memory_limit"
-        return _SURE[answer["outcome"]]
+        return (UNDECIDED, "parser_failed") if "error" in answer else _SURE[answer["outcome"]]
 
     def _start(self) -> subprocess.Popen[bytes]:
         program = [sys.executable, "-m", "tools.pairs.math_worker", str(self._time_limit)]

@@ -105,11 +105,7 @@ def _real_power(base: Any, exponent: Any) -> Any:
 
 
 def _compare_values(gold: Any, given: Any, gold_number: Number | None, number_given: Number | None) -> str:
-    outcomes = [
-        _compare_reading(a, b, gold_number, number_given)
-        for a in _readings(gold)
-        for b in _readings(given)
-    ]
+    outcomes = [_compare_reading(a, b, gold_number, number_given) for a in _readings(gold) for b in _readings(given)]
     return EQUAL if EQUAL in outcomes else DIFFERENT if set(outcomes) == {DIFFERENT} else UNKNOWN
 
 
@@ -156,10 +152,7 @@ def _compare_constants(gold: Any, given: Any, gold_number: Number | None, number
             return DIFFERENT
         numbers = [side or _exact(value) for side, value in zip(written, values, strict=True)]
         return compare_numbers(*numbers)
-    distance = _distance(*values)
-    if distance < _SAME:
-        return EQUAL
-    return DIFFERENT if distance > _APART else UNKNOWN
+    return EQUAL if _distance(*values) < _SAME else DIFFERENT
 
 
 def _exact(value: Any) -> Number:

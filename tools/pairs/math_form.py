@@ -2,6 +2,7 @@ r"""The outer form of a cleaned answer: a list, a tuple, an interval, a matrix, 
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Union
 
 from tools.pairs.math_text import number
@@ -52,28 +53,39 @@ class Named:
 
 
 _LEAD = re.compile(
-    r"(?:(?:so|thus|hence|therefore|finally)\b,? )?(?:[a-zA-Z]+ ){0,8}?(?:is|are|equals|be)(?: (?:about|approximately|"
-    r"exactly|equal to))?(?:\s*:|\b(?! not\b))\s*(?=\S)|(?:the )?(?:final )?(?:answers?|solutions?|roots?|result)\s*[:=]\s*"
-    r"|(?!(?i:option|choice|answer) [a-zA-Z]\b)(?:[a-zA-Z]{3,}(?: [a-zA-Z]+){0,4}\s*:|[a-zA-Z]{4,}(?: [a-zA-Z]+){0,4}\s*=)\s*|(?:about|approximately|approx\.?|exactly)\s+|=\s*"
+    r"(?:(?:so|thus|hence|therefore|finally)\b,? )?(?:[a-zA-Z]+ ){0,8}?"
+    r"(?:is|are|equals|be)(?: (?:about|approximately|exactly|equal to))?(?:\s*:|\b(?! not\b))\s*(?=\S)"
+    r"|(?:the )?(?:final )?(?:answers?|solutions?|roots?|result)\s*[:=]\s*"
+    r"|(?!(?i:option|choice|answer) [a-zA-Z]\b)"
+    r"(?:[a-zA-Z]{3,}(?: [a-zA-Z]+){0,4}\s*:|[a-zA-Z]{4,}(?: [a-zA-Z]+){0,4}\s*=)\s*"
+    r"|(?:about|approximately|approx\.?|exactly)\s+|=\s*"
 )
-_NAME = r"(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|varphi|omega|rho|sigma|tau|ell))(?:_\{? ?\w+ ?\}?)?'*"
+_NAME = (
+    r"(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|varphi|omega|rho|sigma|tau|ell))(?:_\{? ?\w+ ?\}?)?'*"
+)
 _VARIABLE = re.compile(_NAME)
 SIMPLE_NAME = re.compile(
-    rf"(?:{_NAME}|[a-zA-Z]{{1,3}} ?\( ?{_NAME}(?: ?, ?{_NAME})* ?\)|\|?(?:\\overline ?\{{ ?)?[A-Z]{{2,4}}(?: ?\}})?\|?"
+    rf"(?:{_NAME}|[a-zA-Z]{{1,3}} ?\([^()=]*\)|\|?(?:\\overline ?\{{ ?)?[A-Z]{{2,4}}(?: ?\}})?\|?"
     rf"|\\angle ?[A-Z]{{1,3}}|\| ?{_NAME} ?\||\\(?:sin|cos|tan) ?{_NAME}|\\(?:sin|cos|tan) ?\( ?{_NAME} ?\)"
-    r"|[A-Z]\([A-Z]\)|[a-zA-Z]{3,}(?: [a-zA-Z]+)*)"
+    r"|[a-zA-Z]{3,}(?: [a-zA-Z]+)*)"
 )
+# The left side of m + n = 204, where the known answer is 204
+SUM_OF_NAMES = re.compile(rf"{_NAME}(?: ?[-+*/]? ?{_NAME})+|\\frac ?\{{ ?{_NAME} ?\}} ?\{{ ?{_NAME} ?\}}")
 _NAMES_IN_BRACKETS = re.compile(rf"\\?[({{] ?{_NAME}(?: ?, ?{_NAME})+ ?\\?[)}}]")
 _MEMBER = re.compile(rf"(?:{_NAME}|\\?[({{] ?{_NAME}(?: ?, ?{_NAME})+ ?\\?[)}}])\s*\\in(?![a-zA-Z])\s*")
 _BUILDER = re.compile(rf"\\\{{ ?(?P<name>{_NAME}) ?(?:\\in ?\\mathbb ?\{{? ?R ?\}}? ?)?[|:] ?(?P<condition>.*)\\\}}")
 _REALS = re.compile(r"\\mathbb ?\{? ?R ?\}?|\\R|(?:all )?reals?(?: numbers?)?|all real (?:values|x)", re.IGNORECASE)
 _WITHOUT = re.compile(r"(?:\\mathbb ?\{? ?R ?\}?) ?(?:\\setminus|\\backslash|-|\\) ?\\\{(?P<items>[^{}]*)\\\}")
-_ENVIRONMENT = re.compile(r"\\begin ?\{ ?([pbB]?matrix|smallmatrix|array|cases|aligned) ?\}(.*)\\end ?\{ ?\1 ?\}", re.DOTALL)
+_ENVIRONMENT = re.compile(
+    r"\\begin ?\{ ?([pbB]?matrix|smallmatrix|array|cases|aligned) ?\}(.*)\\end ?\{ ?\1 ?\}", re.DOTALL
+)
 _COLUMNS = re.compile(r"\s*\{[lcr|@ ]*\}")
 _OPENING, _CLOSING = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 _TOKEN = re.compile(r"\\begin|\\end|\\cup(?![a-zA-Z])|\\[a-zA-Z]+|\\.|[()\[\]{},;]|\band\b|\bor\b")
 _RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-zA-Z])|[<>]")
-_FRENCH = re.compile(r"(?P<left>^|\\cup ?|\\in ?)(?P<open>[\[\]])(?P<body>[^\[\]()]*,[^\[\]()]*)(?P<close>[\[\]])(?=$| ?\\cup)")
+_FRENCH = re.compile(
+    r"(?P<left>^|\\cup ?|\\in ?)(?P<open>[\[\]])(?P<body>[^\[\]()]*,[^\[\]()]*)(?P<close>[\[\]])(?=$| ?\\cup)"
+)
 _SPACED_COMMA = re.compile(r", ")
 
 
@@ -129,7 +141,9 @@ def split(text: str) -> tuple[list[str], set[str]]:
         elif kind in _CLOSING or kind == r"\end":
             depth -= 1
         elif depth == 0 and (kind in (",", ";", "and", "or", r"\cup")):
-            inside = spaced and kind == "," and re.match(r",\d{3}(?!\d)", text[token.start() :]) and start < token.start()
+            inside = (
+                spaced and kind == "," and re.match(r",\d{3}(?!\d)", text[token.start() :]) and start < token.start()
+            )
             if inside and text[token.start() - 1].isdigit():
                 continue
             parts.append(text[start : token.start()].strip())
@@ -225,7 +239,7 @@ def _all_but(points: list[str]) -> Form | None:
             return None
         points = [point for _, point in sorted(zip([v.value for v in values if v], points, strict=True))]
     ends = ["-" + INFINITY, *points, INFINITY]
-    return Pool(tuple(_interval("(", low, high, ")") for low, high in zip(ends, ends[1:], strict=False)))
+    return Pool(tuple(_interval("(", low, high, ")") for low, high in pairwise(ends)))
 
 
 def _interval(left: str, low: str, high: str, right: str) -> Row:

@@ -19,7 +19,16 @@ _CHARACTERS = str.maketrans(
 _COMMANDS = {
     **dict.fromkeys(("dfrac", "tfrac", "cfrac"), r"\frac"),
     **{"varnothing": r"\emptyset", "leq": r"\le", "geq": r"\ge", "neq": r"\ne", "lbrace": r"\{", "rbrace": r"\}"},
-    **{"leqslant": r"\le", "geqslant": r"\ge", "degree": r"^\circ ", "lt": "<", "gt": ">", "simeq": "=", "lvert": "|", "rvert": "|"},
+    **{
+        "leqslant": r"\le",
+        "geqslant": r"\ge",
+        "degree": r"^\circ ",
+        "lt": "<",
+        "gt": ">",
+        "simeq": "=",
+        "lvert": "|",
+        "rvert": "|",
+    },
     **{"lor": " or ", "vee": " or ", "colon": ":", "imath": "i", "percent": "%"},
     **dict.fromkeys(("displaystyle", "textstyle", "limits", "left", "right", "bf", "rm", "it", "sf", "tt"), " "),
     **dict.fromkeys(("boldmath", "Large", "large", "normalsize", "bigl", "bigr", "Bigl", "Bigr", "big", "Big"), " "),
@@ -31,8 +40,9 @@ _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 _FONT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|emph|mathrm|mathbf|mathit|mathsf|mathtt|mbox|hbox"
     r"|boldsymbol|bm|operatorname\*?|underline|boxed|fbox|framebox|mathop|ensuremath|textcolor\s*\{[^{}]*\}"
-    r"|color\s*\{[^{}]*\}(?=\s*\{))\s*\{([^{}]*)\}"
+    r"|color\s*\{[^{}]*\}(?=\s*\{))\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
 )
+_DEEP_FONT = re.compile(r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|boldsymbol|bm|underline|boxed)(?![a-zA-Z])\s*(?=\{)")
 _COLOR = re.compile(r"\\(?:color|textcolor)\s*\{[^{}]*\}")
 _FUNCTIONS = re.compile(
     _LETTERS + r"(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|pi|gcd|lcm|infty)"
@@ -65,7 +75,7 @@ class Number:
     value: Fraction
     place: Fraction | None = None
     percent: bool = False
-    loose: bool = False  # a mixed number that could also be a product: 2\frac{1}{3}
+    product: Fraction | None = None  # of a mixed number that may be meant as a product: 2\frac{1}{3}
 
 
 def clean(answer: str) -> str:
@@ -83,10 +93,11 @@ def clean(answer: str) -> str:
         if unwrapped == answer:
             break
         answer = unwrapped
-    answer = _COLOR.sub(" ", answer).replace("{-}", "-")
+    answer = _DEEP_FONT.sub("", _COLOR.sub(" ", answer)).replace("{-}", "-")
     answer = _QUAD.sub(lambda found: " " if _continues(found.string[found.end() :]) else " ; ", answer)
     answer = _COMMAND.sub(lambda found: _COMMANDS.get(found[1], found[0]), answer)
     answer = answer.replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ")
+    answer = re.sub(r"(?<=\d)[eE]([-+]?\d{1,3})(?![\w.])", r" \\times 10^{\1}", answer)
     answer = _FUNCTIONS.sub(r"\\\1", answer)
     answer = _ROOT_CALL.sub(r"\\sqrt{\1}", answer)
     answer = re.sub(r"_ ?\{ ?(\w) ?\}(?!\w)", r"_\1", answer)
@@ -128,7 +139,7 @@ def _trim(answer: str) -> str:
     before = None
     while before != answer:
         before = answer
-        answer = answer.rstrip(" .,;:?").lstrip(" ,;:")
+        answer = (answer.rstrip() if answer.endswith("...") else answer.rstrip(" .,;:?")).lstrip(" ,;:")
         while answer.endswith("\\\\"):
             answer = answer[:-2].rstrip()
         depth = _outer_braces(answer)
@@ -170,10 +181,11 @@ def number(answer: str) -> Number | None:
     tops = (found[name] for name in ("top", "top1", "top2", "top3", "top4", "left"))
     bottoms = (found[name] for name in ("bottom", "bottom1", "bottom2", "bottom3", "bottom4", "right"))
     top, bottom = (_whole(next(part for part in parts if part is not None)) for parts in (tops, bottoms))
-    whole = found["whole"] or found["mixed"]
+    whole = int(found["whole"] or found["mixed"] or 0)
     if bottom == 0 or (whole and (top < 0 or bottom < 0)):
         return None
-    return Number(sign * (int(whole or 0) + Fraction(top, bottom)), percent=percent, loose=found["whole"] is not None)
+    product = sign * whole * Fraction(top, bottom) if found["whole"] else None
+    return Number(sign * (whole + Fraction(top, bottom)), None, percent, product)
 
 
 def _whole(digits: str) -> int:
@@ -221,10 +233,15 @@ def _compare_values(gold: Number, given: Number) -> str:
         return EQUAL
     places = [side.place for side in (gold, given) if side.place is not None]
     if not places or 0 in (gold.value, given.value) or (len(places) == 2 and places[0] == places[1]):
-        return UNKNOWN if gold.loose or given.loose else DIFFERENT
+        return UNKNOWN if gold.value == given.product or given.value == gold.product else DIFFERENT
     difference, place = abs(gold.value - given.value), max(places)
     if difference <= TOLERANCE * abs(gold.value):
         return EQUAL if difference < place or (difference == place and len(places) == 1) else UNKNOWN
     if gold.place is not None and 2 * difference <= place:
         return UNKNOWN
     return DIFFERENT
+
+
+def squeeze(text: str) -> str:
+    """Without the spaces that mean nothing: "1 2" keeps its own."""
+    return re.sub(r"(?<![0-9a-zA-Z]) | (?![0-9a-zA-Z])", "", text)

@@ -1,4 +1,4 @@
-r"""What surrounds a value in an answer: units, counting words, number bases, and phrases that are answers themselves."""
+"""What surrounds a value in an answer: units, counting words, number bases; and phrases that are answers."""
 
 import re
 from dataclasses import dataclass
@@ -42,12 +42,84 @@ UNITS = {
     for names, size in sizes.items()
     for name in names.split()
 }
+_PREFIXES: dict[str, Fraction | int] = {
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "m": Fraction(1, 10**3),
+    "n": Fraction(1, 10**9),
+}
+_SI = {
+    prefix + name: (name, Fraction(size))
+    for name in ("Hz", "J", "N", "Pa", "eV", "W", "V", "mol", "T", "K", "C", "F", "A", "erg", "cal", "AU", "pc")
+    for prefix, size in _PREFIXES.items()
+    if prefix == "" or name not in ("K", "C", "T", "F", "A")
+}
 # Words after a number that change its value or its meaning, so that it cannot be read without them.
 _MEANINGFUL = frozenset(
-    "or and more less than least most plus minus times mod modulo squared cubed factorial half halves third thirds "
-    "quarter quarters base percent to not except if when where for over divided by multiplied power root prime "
-    "north south east west above below up down dozen hundred thousand million billion trillion pair pairs score gross "
-    "remainder negative positive am pm".split()
+    [
+        "or",
+        "and",
+        "more",
+        "less",
+        "than",
+        "least",
+        "most",
+        "plus",
+        "minus",
+        "times",
+        "mod",
+        "modulo",
+        "squared",
+        "cubed",
+        "factorial",
+        "half",
+        "halves",
+        "third",
+        "thirds",
+        "quarter",
+        "quarters",
+        "base",
+        "percent",
+        "to",
+        "not",
+        "except",
+        "if",
+        "when",
+        "where",
+        "for",
+        "over",
+        "divided",
+        "by",
+        "multiplied",
+        "power",
+        "root",
+        "prime",
+        "north",
+        "south",
+        "east",
+        "west",
+        "above",
+        "below",
+        "up",
+        "down",
+        "dozen",
+        "hundred",
+        "thousand",
+        "million",
+        "billion",
+        "trillion",
+        "pair",
+        "pairs",
+        "score",
+        "gross",
+        "remainder",
+        "negative",
+        "positive",
+        "am",
+        "pm",
+    ]
 )
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "squared": 2, "cubed": 3}
 _TAIL = re.compile(
@@ -105,11 +177,15 @@ def split_unit(text: str) -> tuple[str, Unit | None] | None:
         return None
     if any(len(word.strip(".")) >= 3 for word in listed) or "/" in words:
         return found["value"].strip(), Unit(" ".join(word.rstrip("s.") for word in listed) + (found["power"] or ""))
+    if number(found["value"]) and found["gap"] and not set(words) <= set("abnpqtuvxyz"):  # a unit unknown here, perhaps
+        return None
     return text, None
 
 
 def _known(words: str, power: int = 1) -> Unit | None:
-    names = words.lower().rstrip(".").split()
+    if words in _SI:
+        return Unit(words, _SI[words][0] + (str(power) if power != 1 else ""), _SI[words][1] ** power)
+    names = [name.rstrip(".") for name in words.lower().split()]
     for word in (names[0], names[-1]) if len(names) == 2 else ():
         if word in _POWERS and power == 1:
             names.remove(word)
@@ -180,15 +256,27 @@ _PHRASES: dict[str, dict[str, str]] = {
     "turn": {"left": r"counter-?clockwise|anti-?clockwise", "right": r"clockwise"},
     "side": {"left": r"left", "right": r"right"},
     "day": {
-        day: rf"{day}(?:day)?"
-        for day in ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+        day: rf"{day}(?:day)?" for day in ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
     },
     "month": {
         month: month
-        for month in "january february march april june july august september october november december may".split()
+        for month in [
+            "january",
+            "february",
+            "march",
+            "april",
+            "june",
+            "july",
+            "august",
+            "september",
+            "october",
+            "november",
+            "december",
+            "may",
+        ]
     },
     "direction": {
-        name: name for name in "north south east west northeast northwest southeast southwest".split()
+        name: name for name in ["north", "south", "east", "west", "northeast", "northwest", "southeast", "southwest"]
     },
 }
 _NO_SOLUTION = re.compile(
@@ -207,3 +295,9 @@ def phrases(text: str) -> dict[str, str]:
     if _NO_SOLUTION.fullmatch(plain):
         found["existence"] = "none"
     return found
+
+
+def existence(text: str) -> str | None:
+    """none, undefined, infinity or -infinity: what excludes a number. None of anything else."""
+    value = phrases(text).get("existence")
+    return None if value == "infinitely many" else value

@@ -1,12 +1,16 @@
 """Who rectifies and how it is asked, and the errors that it is given."""
 
+import codecs
 import json
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from spot_megatron.errors import PairError
-from spot_megatron.files import Row, answer_field, id_field, read_rows, text_field
+from spot_megatron.files import Row, answer_field, id_field, parse_line, text_field
 from tools.pairs.client import BOUNDS
 from tools.pairs.conversation import read_prompt, shown_problem
 from tools.pairs.prompts import rectify_messages
@@ -56,19 +60,100 @@ class Oracle:
             )
 
 
-def read_errors(path: Path) -> dict[str, Row]:
-    """Rows of errors.jsonl by id. Raises PairError naming file and line for a missing field or a repeated id."""
-    errors: dict[str, Row] = {}
-    for number, row in read_rows(path):
-        where = f"{path}:{number}"
+def open_file(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise PairError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+
+
+class ErrorFile(Mapping[str, Row]):
+    """The rows of an errors.jsonl by id, in its order; only their places are in memory, a row is read when asked for.
+
+    Raises PairError naming file and line for a missing field or a repeated id.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._places: dict[str, tuple[int, int]] = {}  # id -> (line number, byte offset)
+        self._file = open_file(path)
+        offset = 0
+        for number, line in enumerate(self._file, start=1):
+            if line.strip():
+                identifier = id_field(self._parse(line, number), f"{path}:{number}")
+                if identifier in self._places:
+                    raise PairError(
+                        f"{path}:{number}: id {identifier!r} occurs twice; every wrong sample needs an id of its own"
+                    )
+                self._places[identifier] = number, offset
+            offset += len(line)
+        if not self._places:
+            raise PairError(f"{path}: holds no errors, so there is nothing to rectify")
+
+    def _parse(self, line: bytes, number: int) -> Row:
+        where = f"{self.path}:{number}"
+        row = parse_line(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, where)
         for key in ("question", "response"):
             text_field(row, key, where)
         row["answer"] = answer_field(row, "answer", where)
         read_prompt(row, where)
-        identifier = id_field(row, where)
-        if identifier in errors:
-            raise PairError(f"{where}: id {identifier!r} occurs twice. Every wrong sample needs an id of its own.")
-        errors[identifier] = row
-    if not errors:
-        raise PairError(f"{path}: holds no errors, so there is nothing to rectify.")
-    return errors
+        return row
+
+    def __getitem__(self, identifier: str) -> Row:
+        number, offset = self._places[identifier]
+        self._file.seek(offset)
+        return self._parse(self._file.readline(), number)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which errors are rectified, and in which order.
+
+    Attributes:
+        pass_rate: keeps errors whose question was answered right in that share (both ends included) of its samples.
+        one_per_question: keeps one error of each question, drawn by the seed.
+        seed: of the draw and of the order; None keeps the file's order.
+    """
+
+    pass_rate: tuple[float, float] = (0.0, 1.0)
+    one_per_question: bool = False
+    seed: int | None = None
+
+    def sort(self, errors: Mapping[str, Row]) -> tuple[list[str], Counter[str]]:
+        """(ids in the order of their attempts, how many errors each rule left out)."""
+        left_out: Counter[str] = Counter()
+        chosen: list[str] = []
+        questions: set[str] = set()
+        names = list(errors)
+        if self.seed is not None:
+            random.Random(self.seed).shuffle(names)
+        if self == Choice(seed=self.seed):
+            return names, left_out
+        low, high = self.pass_rate
+        for name in names:
+            error = errors[name]
+            question = str(error.get("question_id", name))
+            if self.pass_rate != (0.0, 1.0) and not low <= _pass_rate(error, name) <= high:
+                left_out["pass_rate"] += 1
+            elif self.one_per_question and question in questions:
+                left_out["another_of_its_question"] += 1
+            else:
+                questions.add(question)
+                chosen.append(name)
+        return chosen, left_out
+
+
+def _pass_rate(error: Row, name: str) -> float:
+    rate = error.get("pass_rate")
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        raise PairError(
+            f"error {name!r} has no `pass_rate`, which --pass-rate needs; make the errors file with "
+            "`tools.elicit --samples N`, or leave --pass-rate out"
+        )
+    return float(rate)

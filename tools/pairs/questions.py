@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from spot_megatron.errors import PairError
 from spot_megatron.files import Row, answer_field, read_rows
@@ -86,6 +87,19 @@ def read_questions(path: Path, english_only: bool = False) -> QuestionSet:
     return found
 
 
+def read_texts(path: Path) -> Iterator[str]:
+    """The question texts of a file, whose rows need no answers. Raises PairError for a row without a question."""
+    for where, row in _read_rows(path):
+        yield text_of(whole_prompt(row, _asked(row, where), where)[0][-1])
+
+
+def _asked(row: Row, where: str) -> Any:
+    asked = next((row[key] for key in _QUESTION_KEYS if row.get(key) is not None), None)
+    if asked is None:
+        raise PairError(f"{where}: no question. Expected one of the keys {', '.join(_QUESTION_KEYS)}.")
+    return asked
+
+
 def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     if path.suffix == ".parquet":
         yield from _read_parquet(path)
@@ -113,9 +127,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _parse_row(row: Row, where: str) -> Question:
-    asked = next((row[key] for key in _QUESTION_KEYS if row.get(key) is not None), None)
-    if asked is None:
-        raise PairError(f"{where}: no question. Expected one of the keys {', '.join(_QUESTION_KEYS)}.")
+    asked = _asked(row, where)
     turns, tools = whole_prompt(row, asked, where)
     text = text_of(turns[-1])
     wrapped = _DAPO_WRAPPER.match(text) if len(turns) == 1 else None

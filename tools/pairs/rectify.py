@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +13,12 @@ from typing import Any
 from spot_megatron.errors import PairError, UserError
 from spot_megatron.files import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
 from tools.pairs.answers import EditMeter, judge_edit, parse_edit, rejected
+from tools.pairs.batch import BatchClient
 from tools.pairs.client import CallFailed, ChatClient, Completion, most_tokens
 from tools.pairs.grade import Grader
 from tools.pairs.journal import Fields, Journal, check_fields
 from tools.pairs.limits import Budget, Payment, Places, Prices
-from tools.pairs.oracle import HUMAN, Oracle
+from tools.pairs.oracle import HUMAN, Choice, Oracle
 from tools.pairs.pool import DRAIN_SECONDS, FailureStreak, Interrupted, RunFailed, progress_bar, run_pool
 from tools.pairs.prompts import PROMPT_VERSION
 
@@ -41,7 +42,7 @@ _RECORD_FIELDS: dict[str, Fields] = {
 }
 
 
-@dataclass
+@dataclass(slots=True)
 class Progress:
     """What the journal knows of one error."""
 
@@ -58,14 +59,16 @@ class Rectification:
     def __init__(
         self,
         output: Path,
-        errors: dict[str, Row],
+        errors: Mapping[str, Row],
         oracle: Oracle,
         attempts: int,
         prices: Prices,
         meter: EditMeter | None = None,
+        choice: Choice | None = None,
     ) -> None:
         self.output, self.errors, self.oracle, self.attempts, self.prices = output, errors, oracle, attempts, prices
         self.meter = meter
+        self.order, self.left_out = (choice or Choice()).sort(errors)
         # No settings bind this journal: another oracle, or the same one told the answer, may finish the work.
         self.journal = Journal(output / "journal.jsonl", {"stage": "rectify"})
         self.progress = {identifier: Progress() for identifier in errors}
@@ -82,8 +85,9 @@ class Rectification:
         self._note(self.journal.append(row), row)
 
     def open_errors(self) -> Iterator[str]:
-        """Ids that may still be attempted, in the file's order; none that could never become a pair."""
-        for identifier, progress in self.progress.items():
+        """Ids that may still be attempted, in the order of the choice; none that could never become a pair."""
+        for identifier in self.order:
+            progress = self.progress[identifier]
             settled = progress.verified_at is not None or len(progress.failures) >= self.attempts
             if not settled and _why_never(self.errors[identifier]) is None:
                 yield identifier
@@ -117,7 +121,7 @@ class Rectification:
 
     async def run(
         self,
-        client: ChatClient,
+        client: ChatClient | BatchClient,
         grader: Grader,
         concurrency: int,
         max_failures: int,
@@ -184,6 +188,17 @@ class Rectification:
                 self.stopped = "requests_failed"
                 raise
 
+    def estimate(self) -> dict[str, Any]:
+        """What the open errors' first attempts would take: requests, tokens (four bytes each) and dollars."""
+        requests = prompt = completion = 0
+        for identifier in self.open_errors():
+            error = self.errors[identifier]
+            requests += 1
+            prompt += len(json.dumps(self.oracle.request(error, []), ensure_ascii=False).encode()) // 4
+            completion += len(error["response"].encode()) // 4
+        usd = round(self.prices.cost(prompt, completion), 2)
+        return {"requests": requests, "prompt_tokens": prompt, "completion_tokens": completion, "usd": usd}
+
     def _request(self, identifier: str, progress: Progress) -> dict[str, Any]:
         previous = None if progress.edited_at is None else self.journal.read_at(progress.edited_at)["corrected"]
         return self.oracle.request(self.errors[identifier], progress.failures, previous)
@@ -198,7 +213,7 @@ class Rectification:
         identifier: str,
         body: dict[str, Any],
         payment: Payment,
-        client: ChatClient,
+        client: ChatClient | BatchClient,
         grader: Grader,
         threads: ThreadPoolExecutor,
     ) -> Row | None:
@@ -268,6 +283,7 @@ class Rectification:
             AtomicWriter(self.output / "rectified.jsonl") as accepted,
             AtomicWriter(self.output / "rejected.jsonl") as rejected,
         ):
+            chosen = set(self.order)
             for identifier, progress in self.progress.items():
                 error = self.errors[identifier]
                 tried = [{"reason": reason, "detail": detail} for reason, detail in progress.failures]
@@ -276,7 +292,7 @@ class Rectification:
                     accepted.write(dump_line(_rectified_row(identifier, error, record, tried)))
                     attempts[str(record["attempt"])] += 1
                 else:
-                    reason = _why_never(error) or self._why_rejected(progress)
+                    reason = _why_never(error) or self._why_rejected(progress, identifier in chosen)
                     reasons[reason] += 1
                     rejected.write(dump_line({**error, "id": identifier, "reason": reason, "rejected_attempts": tried}))
         summary = {
@@ -284,6 +300,7 @@ class Rectification:
             "errors": len(self.errors),
             "rectified": sum(attempts.values()),
             "rejected": dict(reasons),
+            "not_chosen": dict(self.left_out),
             "accepted_at_attempt": dict(sorted(attempts.items())),
             "stopped": self.stopped or "finished",
             "records_outside_errors_file": self.num_outside,
@@ -303,7 +320,9 @@ class Rectification:
         write_text(self.output / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         return summary
 
-    def _why_rejected(self, progress: Progress) -> str:
+    def _why_rejected(self, progress: Progress, is_chosen: bool) -> str:
+        if not is_chosen and not progress.failures and progress.failed is None:
+            return "not_chosen"
         if progress.failed is not None:
             return progress.failed
         if len(progress.failures) >= self.attempts:

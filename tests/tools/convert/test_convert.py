@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -18,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spot_megatron.errors import CheckpointError, WeightError
+from spot_megatron.hf.checksums import CHECKSUMS
 from spot_megatron.hf.config import read_hf_config
 from spot_megatron.hf.folder import HFFolder
-from spot_megatron.hf.output import CHECKSUMS
 from spot_megatron.hf.side_files import save_side_files
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import build_model
@@ -238,15 +239,15 @@ def test_full_disk(large, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_nan_is_told_by_name_in_both_directions(sources, tmp_path):
+def test_a_warning_names_weights_that_are_not_finite_in_both_directions(sources, tmp_path):
     source = tmp_path / "nan"
     shutil.copytree(sources["qwen3_moe"], source)
     tensors = load_file(source / "model.safetensors")
     names = ["model.layers.1.self_attn.k_proj.weight", "model.layers.2.mlp.experts.3.up_proj.weight"]
-    for name in names:
-        tensors[name][3, 5] = float("nan")
+    tensors[names[0]][3, 5] = float("nan")
+    tensors[names[1]][3, 5] = float("-inf")
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    expected = rf"NaN in the weights {names[0]}, {names[1]}$"
+    expected = rf"NaN or infinity in the weights {names[0]}, {names[1]}$"
     with pytest.warns(UserWarning, match=expected):
         import_folder(source, tmp_path / "checkpoint")
     with pytest.warns(UserWarning, match=expected):
@@ -287,7 +288,9 @@ def cut(length):
     ],
 )
 def test_damaged_checkpoints(sources, tmp_path, pattern, damage, message):
+    """Found by the reader itself in a checkpoint without checksums, as Megatron-Core writes it."""
     import_folder(sources["qwen3"], tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / CHECKSUMS).unlink()
     damage(tmp_path / "checkpoint" / "model" / pattern)
     with pytest.raises(CheckpointError, match=message):
         export_checkpoint(tmp_path / "checkpoint", tmp_path / "out", shard_gb=5)
@@ -296,9 +299,47 @@ def test_damaged_checkpoints(sources, tmp_path, pattern, damage, message):
 
 def test_another_models_checkpoint(sources, tmp_path):
     import_folder(sources["qwen3"], tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / CHECKSUMS).unlink()
     for name in ("llama", "qwen3_moe"):
         side_files = tmp_path / "checkpoint" / "hf"
         shutil.rmtree(side_files)
         save_side_files(sources[name], tmp_path / "checkpoint")
         with pytest.raises(CheckpointError, match="another model"):
             export_checkpoint(tmp_path / "checkpoint", tmp_path / "out", shard_gb=5)
+
+
+def test_damage_of_any_file_of_a_checkpoint_is_named(sources, tmp_path):
+    """Bits flipped and bytes cut in every file, at the same length and format wherever the file allows it."""
+    checkpoint, generator = tmp_path / "checkpoint", random.Random(0)
+    import_folder(sources["qwen3"], checkpoint)
+    names = [path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file()]
+    assert {"model/.metadata", "model/metadata.json", "hf_dtypes.json", CHECKSUMS} <= {*map(str, names)}
+    for name in names:
+        original = (checkpoint / name).read_bytes()
+        position = generator.randrange(len(original))
+        flipped = bytes([original[position] ^ 1 << generator.randrange(8)])
+        for damaged in (original[:position] + flipped + original[position + 1 :], original[:position]):
+            (checkpoint / name).write_bytes(damaged)
+            with pytest.raises(CheckpointError) as caught:
+                export_checkpoint(checkpoint, tmp_path / "out", shard_gb=5)
+            assert CHECKSUMS in str(caught.value)
+            assert name.name in str(caught.value) or name.name == CHECKSUMS
+        (checkpoint / name).write_bytes(original)
+    export_checkpoint(checkpoint, tmp_path / "out", shard_gb=5)
+    shard = tmp_path / "out" / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
+    with pytest.raises(WeightError, match=r"model\.safetensors is damaged"):
+        import_folder(tmp_path / "out", tmp_path / "again")
+    with pytest.raises(WeightError, match=r"model\.safetensors is damaged"):
+        HFFolder(tmp_path / "out").digest()
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_tokenizer_of_sentencepiece_alone_comes_back(sources, tmp_path):
+    source = tmp_path / "model"
+    shutil.copytree(sources["llama"], source, ignore=shutil.ignore_patterns("tokenizer*"))
+    (source / "tokenizer.model").write_bytes(b"\n\x0b\n\x05<unk>\x15\0\0\0\0\x18\x02")
+    import_folder(source, tmp_path / "checkpoint")
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "out", shard_gb=5)
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == (source / "tokenizer.model").read_bytes()
+    assert differences(source, tmp_path / "out") == []

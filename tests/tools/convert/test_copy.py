@@ -21,7 +21,7 @@ from spot_megatron.hf.names import weight_map
 from spot_megatron.weights.shards import merge
 from tests.hf.test_names import CONFIGS
 from tools.convert.copy_plan import Block, Rows, Stripe, batches, cut_rows, row_ranges
-from tools.convert.float_kinds import cast, has_nan, widest
+from tools.convert.float_kinds import cast, has_nonfinite, widest
 from tools.convert.merged_rows import merged_rows, merged_shape
 from tools.convert.torch_frame import framed_bytes, make_frame, read_frame
 
@@ -62,13 +62,14 @@ def test_there_and_back_through_float32_keeps_every_bit(kind):
 
 
 @pytest.mark.parametrize("kind", DTYPES)
-def test_nan_is_found_wherever_it_is(kind):
+def test_nan_and_infinity_are_found_at_any_position(kind):
     values = samples(kind)
-    assert not has_nan(raw(values[~values.isnan()]), kind)
-    for pattern in values[values.isnan()][:: max(1, len(values[values.isnan()]) // 50)]:
+    finite, others = values[values.isfinite()], values[~values.isfinite()]
+    assert not has_nonfinite(raw(finite), kind)
+    for pattern in [*others[others.isinf()], *others[:: max(1, len(others) // 50)]]:
         data = torch.zeros(300_000, dtype=DTYPES[kind])
         data[277_777] = pattern
-        assert has_nan(raw(data), kind)
+        assert has_nonfinite(raw(data), kind)
 
 
 def test_widest():

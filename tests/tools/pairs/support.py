@@ -92,6 +92,7 @@ def rectify(
     concurrency=8,
     max_failures=20,
     meter=None,
+    choice=None,
     **run_options,
 ):
     """Rectify against an in-process server and return (the Rectification, its summary)."""
@@ -101,7 +102,7 @@ def rectify(
         oracle = Oracle("m", with_answer=run_options.pop("with_answer", False), max_tokens=100)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         grader = Grader()
-        rectification = Rectification(output, errors, oracle, attempts, prices or Prices(), meter)
+        rectification = Rectification(output, errors, oracle, attempts, prices or Prices(), meter, choice)
         try:
             async with server, ChatClient([url], backoff=Backoff(0.01, 0.02), max_calls=4, timeout=5) as client:
                 await rectification.run(client, grader, concurrency, max_failures, **run_options)

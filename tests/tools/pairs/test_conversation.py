@@ -13,7 +13,7 @@ from tools.oracle.http_server import Answer, Faults, Service, serve
 from tools.pairs.client import ChatClient
 from tools.pairs.elicit import Elicitation
 from tools.pairs.grade import shared_grader
-from tools.pairs.oracle import Oracle, read_errors
+from tools.pairs.oracle import ErrorFile, Oracle
 from tools.pairs.questions import read_questions
 from tools.pairs.sampling import Sampling
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_sent_is_refused_by_name(tmp_path, row, names):
     if "prompt" not in row:
         write_rows(tmp_path / "errors.jsonl", [error])
         with pytest.raises(PairError, match=names):
-            read_errors(tmp_path / "errors.jsonl")
+            ErrorFile(tmp_path / "errors.jsonl")
 
 
 def test_two_conversations_with_one_last_turn_are_two_questions(tmp_path):
@@ -115,7 +115,7 @@ def test_a_changed_conversation_is_not_mixed_into_a_journal(tmp_path):
 def test_the_oracle_sees_every_turn_and_the_pair_keeps_them(tmp_path):
     errors = tmp_path / "errors.jsonl"
     write_rows(errors, [an_error("a", prompt=TALK, tools=TOOLS), an_error("b", system="s", history=[["x", "y"]])])
-    found = read_errors(errors)
+    found = ErrorFile(errors)
     shown = [Oracle("m").request(error, [])["messages"][0]["content"] for error in found.values()]
     assert all(text in shown[0] for text in SHOWN)
     assert "[system]\ns\n\n[user]\nx\n\n[assistant]\ny\n\n[user]\n4*2, 7*9\n</problem>" in shown[1]

@@ -1,17 +1,23 @@
 """From questions to pairs through real HTTP, with faults, kills, and the tiny model as policy. About 40 s."""
 
+import contextlib
 import json
 import math
 import random
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from spot_megatron.data.records import read_pairs
 from tests.tools.pairs.support import ASSETS, ENVIRONMENT, ROOT, oracle_server, program, rows, run, write_questions
+from tools.oracle.http_server import IDLE_CLOSE, REPLY_FAULTS
 
 FAULTS = ("--fault-rate", "0.3", "--slow-seconds", "3")
 PATIENCE = ("--timeout", "2", "--backoff-seconds", "0.1", "--concurrency", "48", "--max-calls", "20")
@@ -80,6 +86,67 @@ def test_a_thousand_questions_with_faults_and_kills_end_as_without(tmp_path):
     assert sum(record["calls"] for record in journal) > 1.1 * num_questions  # and so did the others
     keys = [(record["id"], record["sample"]) for record in journal]
     assert len(keys) == len(set(keys)) == num_questions
+
+
+@contextlib.contextmanager
+def restarting_server(port: int, away_seconds: float) -> Iterator[threading.Thread]:
+    """A server on `port` that is killed after a second, and started again `away_seconds` later."""
+    options = ("--latency-ms", "20", "--fault-rate", "0.2", "--faults", *REPLY_FAULTS, IDLE_CLOSE)
+
+    def start() -> subprocess.Popen:
+        command = program("oracle_server", "--port", str(port), *options)
+        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE)
+        assert process.stdout
+        process.stdout.readline()
+        return process
+
+    def restart() -> None:
+        time.sleep(1.0)
+        processes[0].kill()
+        processes[0].wait()
+        time.sleep(away_seconds)
+        processes.append(start())
+
+    processes = [start()]
+    thread = threading.Thread(target=restart)
+    try:
+        yield thread
+    finally:
+        if thread.ident:
+            thread.join()
+        for process in processes:
+            process.kill()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
+
+
+def disturbed_run(folder: Path, num_questions: int, away_seconds: float, num_kills: int) -> dict:
+    """Elicit from a server that refuses, thinks, says nothing, closes idle connections and restarts; the final set."""
+    questions = write_questions(folder / "questions.jsonl", num_questions)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = elicit_options(f"http://127.0.0.1:{port}/v1", folder, folder / "questions.jsonl")
+    options = (*options, "--concurrency", "16", "--max-calls", "4", "--timeout", "60")
+    with restarting_server(port, away_seconds) as restart:
+        if away_seconds:
+            restart.start()
+        moments = [num_questions * (number + 1) // (num_kills + 2) for number in range(num_kills)]
+        run_and_kill("elicit", options, folder / "elicit/responses.jsonl", moments)
+    found = {name: rows(folder / f"elicit/{name}.jsonl") for name in ("correct", "errors", "excluded")}
+    ids = [row["id"] for table in found.values() for row in table]
+    assert sorted(ids) == sorted(question.id for question in questions)  # every id once
+    return {name: [(row["id"], row["reason"], row.get("response")) for row in table] for name, table in found.items()}
+
+
+def test_a_server_as_servers_are_costs_no_question_and_changes_none(tmp_path):
+    for name in ("calm", "restarted", "killed"):
+        (tmp_path / name).mkdir()
+    calm = disturbed_run(tmp_path / "calm", 300, 0.0, 0)
+    reasons = Counter(reason for _, reason, _ in calm["excluded"])
+    assert {"failed_http_403", "empty_content", "thought_anyway"} <= set(reasons)
+    assert disturbed_run(tmp_path / "restarted", 300, 3.0, 0) == calm
+    assert disturbed_run(tmp_path / "killed", 300, 2.0, 3) == calm
 
 
 def test_the_tiny_models_whole_path(tmp_path):

@@ -17,7 +17,7 @@ from tools.pairs.filter import read_candidate
 from tools.pairs.human import HumanEdit, export_errors, read_edits
 from tools.pairs.journal import Journal, read_records
 from tools.pairs.limits import Prices
-from tools.pairs.oracle import Oracle, read_errors
+from tools.pairs.oracle import ErrorFile, Oracle
 from tools.pairs.questions import Question, QuestionSet, read_questions
 from tools.pairs.rectify import Rectification, fingerprint
 from tools.pairs.sampling import Sampling
@@ -49,7 +49,7 @@ HOSTILE_LINES = [
 READERS = {
     "rows": lambda path: list(read_rows(path)),
     "questions": read_questions,
-    "errors": read_errors,
+    "errors": ErrorFile,
     "rectified": lambda path: [read_candidate(row, f"{path}:{number}") for number, row in read_rows(path)],
     "journal": lambda path: Journal(path, {}).close(),
     "records": lambda path: list(read_records(path)),

@@ -8,6 +8,7 @@ from pyarrow import parquet
 
 from spot_megatron.errors import PairError
 from spot_megatron.files import write_rows
+from tools.pairs.decontaminate import Benchmark
 from tools.pairs.questions import Question, read_questions
 
 DAPO_TEXT = (
@@ -105,3 +106,15 @@ def test_an_id_for_two_questions_and_an_empty_file_are_refused(tmp_path):
     (tmp_path / "bad.parquet").write_text(json.dumps({}))
     with pytest.raises(PairError, match="Parquet"):
         read_questions(tmp_path / "bad.parquet")
+
+
+def test_questions_of_a_benchmark_are_dropped_by_text_and_by_thirteen_words(tmp_path):
+    words = [f"w{number}" for number in range(40)]
+    benchmark = [{"problem": "What is $1 + 1$?"}, {"question": " ".join(words)}]
+    write_rows(tmp_path / "benchmark.jsonl", benchmark)
+    table = ["what is 1+1", " ".join(["x", *words[5:18], "y"]), " ".join(["x", *words[5:17], "y"]), "What is 1 + 2?"]
+    write_rows(tmp_path / "q.jsonl", [{"question": text, "answer": 1} for text in table])
+    found = read_questions(tmp_path / "q.jsonl")
+    Benchmark([tmp_path / "benchmark.jsonl"]).drop_from(found)
+    assert [question.question for question in found.questions] == table[2:]
+    assert found.dropped == {"contaminated": 2}

@@ -24,7 +24,7 @@ from tools.pairs.grade import Grader
 from tools.pairs.human import export_errors, import_edits
 from tools.pairs.limits import Prices
 from tools.pairs.measures import load_tokenizer
-from tools.pairs.oracle import Oracle, read_errors
+from tools.pairs.oracle import ErrorFile, Oracle
 from tools.pairs.rectify import Rectification
 
 
@@ -125,7 +125,7 @@ def test_broken_error_rows_are_named(tmp_path, row, message):
     path = tmp_path / "errors.jsonl"
     write_rows(path, [an_error("q0"), row])
     with pytest.raises(PairError, match=message) as caught:
-        read_errors(path)
+        ErrorFile(path)
     assert ":2: " in str(caught.value)
 
 

@@ -31,7 +31,8 @@ def scripted_server(replies, use):
                 status, reply = 404, b"{}"
             else:
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-                bodies.append(json.loads(await reader.readexactly(length)))
+                body = await reader.readexactly(length)
+                bodies.append(json.loads(body) if body.startswith(b"{") else {})
                 status, reply = replies[min(len(bodies), len(replies)) - 1]
             writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(reply), reply))
 
