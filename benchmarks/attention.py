@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.gpu import MODELS, installed, random_dataset
 from benchmarks.measure import ROOT
-from spot_megatron.data.pack import attention_cost
+from spot_megatron.data.pack import positions_and_products
 from spot_megatron.model.attention.cuda import KERNELS, kernel_problem
 from spot_megatron.model.attention.pair import PairAttention, pair_seq_params
 from spot_megatron.parallel.device import use_expandable_segments
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             ).requires_grad_()
             for heads in (hf.num_heads, hf.num_groups, hf.num_groups)
         ]
-        products = sum(attention_cost(pair, "shared")[1] for pair in dataset.pairs)
+        products = sum(positions_and_products(pair, "shared")[1] for pair in dataset.pairs)
         kernels = [kernel for kernel in KERNELS if kernel_problem(kernel) is None]
         modules = {kernel: kernel_attention(kernel, hf.head_dim) for kernel in kernels}
         times: dict[str, list[float]] = {kernel: [] for kernel in modules}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from spot_megatron.data.costs import cost_model
-from spot_megatron.data.pack import Layout, attention_cost, segments
+from spot_megatron.data.pack import Layout, num_shared_tokens, positions_and_products
 from spot_megatron.data.records import Pair, TokenPair, read_pairs
 from spot_megatron.errors import PairError, RecipeError
 from spot_megatron.hf.config import HFModelConfig
@@ -71,8 +71,8 @@ class Workload:
     def costs(self) -> dict[Layout, np.ndarray]:
         """By layout, [N, 3]: rows in a pack, key-query products, scored targets of every pair."""
         responses = np.array([len(pair.chosen_ids) + len(pair.rejected_ids) for pair in self.pairs])
-        shared = np.array([segments(pair) for pair in self.pairs])
-        rows_products = {layout: [attention_cost(pair, layout) for pair in self.pairs] for layout in LAYOUTS}
+        shared = np.array([num_shared_tokens(pair) for pair in self.pairs])
+        rows_products = {layout: [positions_and_products(pair, layout) for pair in self.pairs] for layout in LAYOUTS}
         return {
             "shared": np.column_stack([rows_products["shared"], responses - shared]),
             "separate": np.column_stack([rows_products["separate"], responses]),
@@ -99,7 +99,7 @@ def assumed_pairs(assumptions: Assumptions, recipe: Recipe) -> Workload:
     ]
     data = recipe.data
     short = [pair for pair in pairs if len(pair.prompt_ids) + len(pair.chosen_ids) <= data.max_tokens]
-    kept = [pair for pair in short if attention_cost(pair, data.layout)[0] <= data.tokens_per_microbatch]
+    kept = [pair for pair in short if positions_and_products(pair, data.layout)[0] <= data.tokens_per_microbatch]
     if not kept:
         raise RecipeError(
             f"data.max_tokens={data.max_tokens} and data.tokens_per_microbatch={data.tokens_per_microbatch} leave none "

@@ -146,7 +146,7 @@ def test_the_host_does_not_wait_for_the_device():
         layout = pair_seq_params(pack, device)
         inputs = [torch.randn(len(pack.input_ids), 1, n, 64, **shape).requires_grad_() for n in (8, 4, 4)]
         hidden = kernel_attention(kernel, 64)(*inputs, packed_seq_params=layout)[:, 0, :256]
-        logp = linear_logprob(hidden.index_select(0, layout.head_row), weight, layout.head_target, vocab_size=512)
+        logp = linear_logprob(hidden.index_select(0, layout.head_position), weight, layout.head_target, vocab_size=512)
         reference = to_device(np.zeros((12, 2)), device)
         scores = score_pairs(
             logp.double(), layout.head_segment, *reference.unbind(1), to_device(pack.num_chosen, device)

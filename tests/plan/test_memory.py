@@ -125,7 +125,7 @@ def _saved_bytes(folder, recompute: str, num_layers: int) -> tuple[float, int, f
                 attention_mask=None,
                 packed_seq_params=batch.layout,
             )
-        return sum(t.untyped_storage().nbytes() for t in kept.values()), num_rows, len(pack.suffix_k_index)
+        return sum(t.untyped_storage().nbytes() for t in kept.values()), num_rows, len(pack.suffix_k_position)
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])

@@ -64,7 +64,7 @@ def test_packs_are_those_of_training(tmp_path, layout, order):
         packs = [dataset.pack(members, layout, 1) for members in sampler.plan(step)[0]]
         assert planned.shape == (1, len(packs), 3)
         assert planned[0, :, ROWS].tolist() == [len(pack.input_ids) for pack in packs]
-        assert planned[0, :, SCORED].tolist() == [len(pack.head_row) for pack in packs]
+        assert planned[0, :, SCORED].tolist() == [len(pack.head_position) for pack in packs]
         products = [_products(pack.cu_main) + _products(pack.cu_suffix_q, pack.cu_suffix_k) for pack in packs]
         assert planned[0, :, PRODUCTS].tolist() == [max(n, 0) for n in products]
     uses = np.concatenate([sampler.batch(step) for step in range(sampler.num_steps)])
