@@ -129,7 +129,7 @@ def write(recipe: Recipe, options: argparse.Namespace) -> Path:
         )
     if recipe.checkpoint.resume == "never":
         raise RecipeError(
-            "checkpoint.resume=never would restart the training from step 0 whenever Slurm starts the job again; use auto"
+            "checkpoint.resume=never would restart the training from step 0 when Slurm restarts the job; use auto"
         )
     folder = Path(recipe.output).absolute() / "slurm"
     folder.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,8 @@ def check_comparable(recipes: Sequence[Recipe]) -> None:
         for key in ("model", "evaluation"):
             if getattr(recipe, key) != getattr(first, key):
                 raise RecipeError(
-                    f"{recipe.name} and {first.name} differ in {key}; a study compares runs of the same model on the same questions"
+                    f"{recipe.name} and {first.name} differ in {key}; a study compares runs of one model on "
+                    "the same questions"
                 )
         for what, values in (("name", names), ("output", outputs)):
             if values.count(getattr(recipe, what)) > 1:
