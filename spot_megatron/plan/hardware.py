@@ -50,8 +50,8 @@ class Gpu:
         return self.fp8 * self.gemm_share_fp8 * TERA
 
     @property
-    def memory_bytes(self) -> float:
-        return self.memory * GIB
+    def memory_bytes(self) -> int:
+        return int(self.memory * GIB)
 
     @property
     def usable_bytes(self) -> float:

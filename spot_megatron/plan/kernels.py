@@ -10,9 +10,9 @@ import numpy as np
 
 from spot_megatron.data.costs import FORWARD
 from spot_megatron.hf.config import HFModelConfig
+from spot_megatron.model.head_memory import gpu_head_memory
 from spot_megatron.plan.hardware import Software
 from spot_megatron.plan.inputs import PlanInput
-from spot_megatron.plan.memory import head_buffers
 
 BLOCKWISE_SPEED = 0.9  # of tensorwise FP8 matrices: scaling a block at a time (assumed)
 EXPERT_HALF_WIDTH = 730.0  # expert width at which grouped matrices reach half of a dense one's rate: Qwen3-30B-A3B
@@ -100,10 +100,10 @@ def head_seconds(inputs: PlanInput, scored: np.ndarray, forward_only: bool) -> n
         return 3 * product + 20 * logits
     # model/logprob.py: backward computes again the logits whose softmax was not kept. Each tile's part of the hidden
     # gradient is written and added in fp32, the weight's once into Megatron's gradient buffer.
-    tile, kept = head_buffers(inputs.gpu)
-    kept_share = np.minimum(1.0, kept / np.maximum(inputs.element_bytes * vocab * scored, 1.0))
+    head = gpu_head_memory(inputs.gpu.memory_bytes)
+    kept_share = np.minimum(1.0, head.kept_bytes / np.maximum(inputs.element_bytes * vocab * scored, 1.0))
     sums = 2 * inputs.element_bytes + 8
-    num_tiles = np.ceil(vocab * scored / tile)
+    num_tiles = np.ceil(vocab * scored / head.tile_elements)
     moved = sums * inputs.model.hidden_size * (scored * num_tiles + vocab * (scored > 0)) / inputs.bandwidth
     return (4 - kept_share) * product + (50 + 18 * (1 - kept_share)) * logits + moved
 

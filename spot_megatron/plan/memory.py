@@ -19,8 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from spot_megatron.hf.config import HFModelConfig
+from spot_megatron.model.head_memory import gpu_head_memory
 from spot_megatron.parallel.split import Split, padded_vocab_size
-from spot_megatron.plan.hardware import GIB, WORKSPACE_GIB, Gpu
+from spot_megatron.plan.hardware import GIB, WORKSPACE_GIB
 from spot_megatron.plan.inputs import PlanInput
 from spot_megatron.recipe import Memory, Precision
 
@@ -194,11 +195,6 @@ def _transient(inputs: PlanInput, rows: float, stage: int) -> float:
     return layer if stage < p.pipeline - 1 else max(layer, head_bytes(inputs, rows))
 
 
-def head_buffers(gpu: Gpu) -> tuple[float, float]:
-    """(logits of a tile, bytes of softmax kept for backward), as model/logprob.py takes them from the card's memory."""
-    return gpu.memory_bytes / 4096, gpu.memory_bytes / 64
-
-
 def head_bytes(inputs: PlanInput, rows: float) -> float:
     """The LM head's buffers at the start of backward, if every row is scored."""
     element, hidden = inputs.element_bytes, inputs.model.hidden_size
@@ -206,7 +202,7 @@ def head_bytes(inputs: PlanInput, rows: float) -> float:
     gathered = rows * hidden * (3 * element + 4)  # whole rows on every tensor rank, scored ones, scaled ones, gradient
     if not inputs.software.tiled_head:
         return gathered + rows * vocab * (2 + 4)  # bf16 logits and their fp32 copy, which becomes the gradient
-    tile, kept = head_buffers(inputs.gpu)
-    kept = min(kept, element * rows * vocab)
+    head = gpu_head_memory(inputs.gpu.memory_bytes)
+    kept = min(head.kept_bytes, element * rows * vocab)
     # A tile's product, its fp32 softmax and its gradient; the empty gradient that autograd is handed for the weight.
-    return gathered + kept + min(tile, rows * vocab) * (4 + 2 * element) + element * vocab * hidden
+    return gathered + kept + min(head.tile_elements, rows * vocab) * (4 + 2 * element) + element * vocab * hidden

@@ -15,15 +15,13 @@ from typing import Any
 import numpy as np
 
 from spot_megatron.data.costs import cost_model
-from spot_megatron.data.mixture import mix_files
 from spot_megatron.data.pack import Layout, attention_cost, segments
 from spot_megatron.data.records import Pair, TokenPair, read_pairs
-from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.errors import PairError, RecipeError
 from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.parallel.split import Split
 from spot_megatron.recipe import Recipe
-from spot_megatron.train.packing import pack_multiple, recomputed_above, shared_tokens
+from spot_megatron.train.packing import pack_multiple, recomputed_above, training_sampler
 
 CHARS_PER_TOKEN = 3.0  # English mathematics under a 150k vocabulary, roughly; used only without the model's tokenizer
 LAYOUTS: tuple[Layout, Layout] = ("shared", "separate")
@@ -188,22 +186,8 @@ def plan_steps(recipe: Recipe, split: Split, workload: Workload, model: HFModelC
     """
     data = recipe.data
     costs, weights = workload.costs[data.layout], cost_model(model)
-    sampler = BatchSampler(
-        costs[:, ROWS],
-        weights.of(costs[:, ROWS], costs[:, PRODUCTS], costs[:, SCORED], recomputed_above(recipe.memory)),
-        batch_pairs=recipe.train.batch_pairs,
-        epochs=recipe.train.epochs,
-        order=data.order,
-        seed=recipe.seed,
-        max_steps=recipe.train.max_steps,
-        dp_size=split.data,
-        tokens_per_microbatch=data.tokens_per_microbatch,
-        pairs_per_microbatch=data.pairs_per_microbatch,
-        shared_tokens=shared_tokens(recipe),
-        microbatch_multiple=split.parallel.pipeline if split.parallel.virtual_pipeline else 1,
-        ids=[pair.id for pair in workload.pairs],
-        shares=mix_files(workload.pairs, recipe.pair_weights),
-    )
+    pair_costs = weights.of(costs[:, ROWS], costs[:, PRODUCTS], costs[:, SCORED], recomputed_above(recipe.memory))
+    sampler = training_sampler(recipe, workload.pairs, costs[:, ROWS], pair_costs, split.data)
     multiple = pack_multiple(recipe)
     chosen = np.unique(np.linspace(0, sampler.num_steps - 1, min(most_steps, sampler.num_steps)).round().astype(int))
     steps = [_loads(sampler.plan(int(step)), costs, multiple) for step in chosen]

@@ -11,6 +11,7 @@ import torch
 from spot_megatron.data.pack import build_pack
 from spot_megatron.model import config, logprob
 from spot_megatron.model.attention.pair import PairAttention
+from spot_megatron.model.head_memory import gpu_head_memory
 from spot_megatron.parallel.split import Split, padded_vocab_size
 from spot_megatron.plan import memory
 from spot_megatron.plan.hardware import THIS_PROJECT, find_gpu
@@ -47,7 +48,8 @@ def test_constants_are_the_codes(monkeypatch):
     card = SimpleNamespace(total_memory=H800.memory_bytes)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     head = logprob.head_memory(torch.device("cuda"))
-    assert memory.head_buffers(H800) == pytest.approx((head.tile_elements, head.kept_bytes))
+    assert head == gpu_head_memory(H800.memory_bytes)
+    assert (head.tile_elements, head.kept_bytes) == (H800.memory_bytes // 4096, H800.memory_bytes // 64)
 
 
 def test_software_is_this_project(tmp_path):
