@@ -1,8 +1,8 @@
-"""Which attention kernel is fastest for the pair layout on this GPU: every kernel that is installed, in turns.
+"""Compares the installed attention kernels on the pair layout on this GPU, interleaved.
 
     python -m benchmarks.attention [--model 8b] [--output benchmarks/results/attention_<gpu>.json]
 
-Forward and backward of one layer over a pack of pairs, bf16. FLOP/s count what the mask lets through. The fastest one
+Forward and backward of one layer over a pack of pairs, bf16. FLOP/s count unmasked products only. The fastest one
 belongs first in PREFERRED of spot_megatron/model/attention/cuda.py, or in a recipe as model.attention.
 """
 
@@ -35,7 +35,7 @@ def kernel_attention(kernel: str, head_dim: int) -> PairAttention:
 
 
 def seconds(module: PairAttention, inputs: list[torch.Tensor], layout: Any) -> float:
-    """Of one forward and backward pass, on the device's clock."""
+    """Duration of one forward and backward pass on the device's clock."""
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     out = module(*inputs, packed_seq_params=layout)

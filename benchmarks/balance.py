@@ -1,4 +1,4 @@
-"""How evenly the sampler deals pairs over data-parallel ranks, simulated: no model runs.
+"""Simulates how evenly the sampler distributes pairs over data-parallel ranks. Runs no model.
 
     python -m benchmarks.balance --output benchmarks/results/balance.json
 

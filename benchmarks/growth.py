@@ -1,4 +1,4 @@
-"""How a step's memory and time grow with the length of the responses, against the sampler's cost model.
+"""Measures how a step's memory and time grow with the response length, and compares them with the sampler's cost model.
 
     python -m benchmarks.growth --output benchmarks/results/growth.json
 

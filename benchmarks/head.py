@@ -1,4 +1,4 @@
-"""What the LM head costs, by how much of its softmax forward keeps for backward, and as plain log_softmax.
+"""Measures the LM head by how much of its softmax is kept for backward, and as plain log_softmax.
 
     python -m benchmarks.head --output benchmarks/results/head.json
 

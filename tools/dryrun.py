@@ -1,4 +1,4 @@
-"""`make dryrun`: builds every rank of a job without weights and GPUs, and says whether the recipe fits.
+"""`make dryrun`: builds every rank of a job without weights and GPUs, and checks whether the recipe fits.
 
     python -m tools.dryrun RECIPE --gpus N [--gpu h800] [--set key=value ...] [--pairs FILE ...]
         [--assume key=number ...] [--json]
@@ -45,13 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("recipe", help="name of a recipe in recipes/, or a YAML file")
     parser.add_argument("--gpus", type=int, required=True, help="ranks of the job")
-    parser.add_argument("--gpu", default="h800", help="kind of GPU whose memory must suffice (default h800)")
+    parser.add_argument("--gpu", default="h800", help="GPU type (default h800)")
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="key=value", dest="overrides")
     parser.add_argument("--pairs", nargs="+", type=Path, default=[], help="pair files; default: the recipe's, if there")
     parser.add_argument(
         "--assume", nargs="+", default=[], metavar="key=number", help="pairs, prompt, response (tokens), cv, shared"
     )
-    parser.add_argument("--json", action="store_true", help="for machines; sizes in bytes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead; sizes in bytes")
     options = parser.parse_args(arguments)
     if options.gpus < 1:
         parser.error("--gpus must be at least 1")
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def dry_run_facts(recipe: Recipe, estimate: Estimate) -> dict[str, Any]:
-    """Builds every rank; gives all that the table shows. Sizes are in bytes."""
+    """Builds every rank. Returns the values of the table; sizes are in bytes."""
     hide_known_warnings()
     from spot_megatron.plan.dryrun import dry_run
 
@@ -139,7 +139,7 @@ def packs(recipe: Recipe, estimate: Estimate, hf: HFModelConfig) -> dict[str, An
 
 
 def table(facts: dict[str, Any]) -> str:
-    """The facts for people."""
+    """The facts as text."""
     pack, num_built = facts["packs"], facts["built_ranks"]
     sizes = [f"{key} {facts['parallel'][key]}" for key in SIZES if (facts["parallel"][key] or 1) > 1]
     left_out = ", ".join(f"{count} {reason}" for reason, count in facts["dropped"].items())
@@ -169,7 +169,7 @@ def table(facts: dict[str, Any]) -> str:
 
 
 def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
-    """A line for each pipeline stage: what one of its ranks holds, memory in GiB."""
+    """One line per pipeline stage: contents of one of its ranks, memory in GiB."""
     parts = [key for key in stages[0] if key not in STAGE_KEYS]
     width = max(8, *(len(", ".join(stage["layers"])) + 2 for stage in stages))
     lines = [f"stage{'layers':>{width}}   ranks  parameters" + "".join(f"{part:>{len(part) + 2}}" for part in parts)]
