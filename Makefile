@@ -44,10 +44,10 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 train: $(READY) ## train, export and evaluate: RECIPE=name-or-file [SET="key=value ..."] [GPUS=n] [NODES=n]
-	@$(PY) -m tools.launch $(RECIPE) $(if $(SET),--set $(SET)) $(if $(GPUS),--processes $(GPUS)) --nodes $(NODES)
+	@$(PY) -m tools.launch '$(RECIPE)' $(if $(SET),--set $(SET)) $(if $(GPUS),--processes $(GPUS)) --nodes $(NODES)
 
 slurm: $(READY) ## write (and submit) scripts for Slurm: RECIPE= NODES= [GPUS=8] [SUBMIT=1] [SBATCH="--partition=p"] [SLURM="--time 8:00:00"]
-	$(PY) -m tools.slurm $(RECIPE) --nodes $(NODES) $(if $(GPUS),--gpus $(GPUS)) $(if $(SBATCH),--sbatch='$(SBATCH)') \
+	$(PY) -m tools.slurm '$(RECIPE)' --nodes $(NODES) $(if $(GPUS),--gpus $(GPUS)) $(if $(SBATCH),--sbatch='$(SBATCH)') \
 	  $(SLURM) $(if $(SUBMIT),--submit) $(if $(SET),--set $(SET))
 
 docker: ## build the image for GPUs: [CUDA=12.9 for drivers older than 580] [IMAGE=name]
@@ -102,14 +102,19 @@ docs: $(READY) ## build the documentation site in build/site, after refreshing t
 recipe-help: $(READY) ## print every recipe key with type, default and description: [ARGS="SECTION or --markdown"]
 	$(PY) -m spot_megatron.recipe $(ARGS)
 
-elicit: $(READY) ## sample the policy's answers and grade them: QUESTIONS= BASE_URL= MODEL= [OUT=dir] [ARGS=...]
-	$(PY) -m tools.elicit --questions $(QUESTIONS) --base-url $(BASE_URL) --model $(MODEL) --output $(or $(OUT),data/run)/elicit $(ARGS)
+# One line for a variable that is missing; values are quoted, so that paths may have spaces.
+need = $(foreach name,$(1),$(if $($(name)),,$(error $(name) is not set; see `make help` for what this target takes)))
+DATA = $(or $(OUT),data/run)
+SERVER = $(if $(BASE_URL),--base-url $(BASE_URL)) $(if $(MODEL),--model '$(MODEL)')
 
-rectify: $(READY) ## have an oracle correct the wrong answers: BASE_URL= MODEL= [OUT=dir] [ARGS=...]
-	$(PY) -m tools.rectify --errors $(or $(OUT),data/run)/elicit/errors.jsonl --base-url $(BASE_URL) --model $(MODEL) --output $(or $(OUT),data/run)/rectify $(ARGS)
+elicit: $(READY) ## sample the policy's answers and grade them: QUESTIONS= BASE_URL= MODEL= [OUT=dir] [ARGS=...]
+	$(call need,QUESTIONS BASE_URL MODEL)$(PY) -m tools.elicit --questions '$(QUESTIONS)' $(SERVER) --output '$(DATA)/elicit' $(ARGS)
+
+rectify: $(READY) ## have an oracle correct the wrong answers: BASE_URL= MODEL= [OUT=dir] [ARGS="--import-human file ..."]
+	$(if $(findstring -human,$(ARGS)),,$(call need,BASE_URL MODEL))$(PY) -m tools.rectify --errors '$(DATA)/elicit/errors.jsonl' $(SERVER) --output '$(DATA)/rectify' $(ARGS)
 
 pairs: $(READY) ## filter the corrections into pairs, with a report: TOKENIZER=policy [OUT=dir] [ARGS=...]
-	$(PY) -m tools.pairs --rectified $(or $(OUT),data/run)/rectify/rectified.jsonl --tokenizer $(TOKENIZER) --output $(or $(OUT),data/run)/pairs.jsonl --report $(or $(OUT),data/run)/report.html $(ARGS)
+	$(call need,TOKENIZER)$(PY) -m tools.pairs --rectified '$(DATA)/rectify/rectified.jsonl' --tokenizer '$(TOKENIZER)' --output '$(DATA)/pairs.jsonl' --report '$(DATA)/report.html' $(ARGS)
 
 data-demo: $(READY) ## from questions to a trained model on this machine, with a local server whose calls fail one time in ten: [OUT=dir] [PORT=8765]
 	@set -e; out=$(or $(OUT),runs/data_demo); url=http://127.0.0.1:$(PORT)/v1; tiny=recipes/assets/qwen3_tiny; \
@@ -127,7 +132,7 @@ doctor: $(READY) ## print what this machine can run
 	$(PY) -m tools.doctor
 
 dryrun: $(READY) ## build every rank without weights or GPUs: RECIPE=name-or-file GPUS=n [GPU=h800] [PAIRS=file] [SET="key=value ..."]
-	$(PY) -m tools.dryrun $(RECIPE) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU)) $(if $(PAIRS),--pairs $(PAIRS)) \
+	$(PY) -m tools.dryrun '$(RECIPE)' $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU)) $(if $(PAIRS),--pairs $(PAIRS)) \
 	  $(if $(SET),--set $(SET))
 
 import-hf: $(READY) ## convert a Hugging Face folder to a Megatron distributed checkpoint: HF=dir OUT=dir [SET="parallel.tensor=2 ..."]
@@ -140,7 +145,7 @@ verify-hf: $(READY) ## compare two Hugging Face folders layer by layer: A=dir B=
 	$(PY) -m tools.convert verify --a $(A) --b $(B) $(ARGS)
 
 plan: $(READY) ## estimate memory and time of a run: RECIPE= GPUS= [GPU=h800] [ARGS="--best --figure plan.html"]
-	$(PY) -m tools.plan $(RECIPE) --gpus $(or $(GPUS),8) --gpu $(or $(GPU),h800) $(if $(SET),--set $(SET)) $(ARGS)
+	$(PY) -m tools.plan '$(RECIPE)' --gpus $(or $(GPUS),8) --gpu $(or $(GPU),h800) $(if $(SET),--set $(SET)) $(ARGS)
 
 report: $(READY) ## write report.html of a run: RUN=dir [AGAINST="other runs"]
 	$(PY) -m tools.report $(RUN) $(if $(AGAINST),--against $(AGAINST))
