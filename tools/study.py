@@ -55,12 +55,12 @@ def check_comparable(recipes: Sequence[Recipe]) -> None:
             raise RecipeError(f"{recipe.name}: a study compares accuracies; set evaluation.questions to a file of them")
         for key in ("model", "evaluation"):
             if getattr(recipe, key) != getattr(first, key):
-                raise RecipeError(f"{recipe.name} and {first.name} differ in {key}; a study compares what is trained")
-        for what, values in (("name", names), ("output", outputs)):
-            if values.count(getattr(recipe, what)) > 1:
+                raise RecipeError(f"{recipe.name} and {first.name} differ in {key}; a study compares training options")
+        for key, values in (("name", names), ("output", outputs)):
+            if values.count(getattr(recipe, key)) > 1:
                 raise RecipeError(
-                    f"{recipe.name}: two recipes have the {what} {getattr(recipe, what)}; give each its own, or leave "
-                    f"{what} out of --set"
+                    f"{recipe.name}: two recipes have the {key} {getattr(recipe, key)}; give each its own, or leave "
+                    f"{key} out of --set"
                 )
 
 
