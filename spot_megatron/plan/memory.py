@@ -189,9 +189,8 @@ def _transient(inputs: PlanInput, positions: float, stage: int) -> float:
     """
     model, p = inputs.model, inputs.split.parallel
     width = model.experts_per_token * model.expert_ffn_size if model.moe_layers else model.intermediate_size
-    layer = (
-        positions * inputs.element_bytes * (2 * model.hidden_size / inputs.split.sequence_shards + 3 * width / p.tensor)
-    )
+    gradients = 2 * model.hidden_size / inputs.split.sequence_shards + 3 * width / p.tensor
+    layer = positions * inputs.element_bytes * gradients
     if inputs.memory.recompute == "full":
         layer += positions * layer_bytes(replace(inputs, memory=Memory()))
     return layer if stage < p.pipeline - 1 else max(layer, head_bytes(inputs, positions))
@@ -201,9 +200,8 @@ def head_bytes(inputs: PlanInput, positions: float) -> float:
     """The LM head's buffers at the start of backward, if every position is scored."""
     element, hidden = inputs.element_bytes, inputs.model.hidden_size
     vocab = padded_vocab_size(inputs.model.vocab_size, inputs.split.parallel.tensor) // inputs.split.parallel.tensor
-    gathered = (
-        positions * hidden * (3 * element + 4)
-    )  # whole positions on every tensor rank, scored ones, scaled ones, gradient
+    # Hidden states: all of them on every tensor rank, the scored ones, the scaled ones, and the gradient.
+    gathered = positions * hidden * (3 * element + 4)
     if not inputs.software.tiled_head:
         return gathered + positions * vocab * (2 + 4)  # bf16 logits and their fp32 copy, which becomes the gradient
     head = gpu_head_memory(inputs.gpu.memory_bytes)
