@@ -28,7 +28,7 @@ from spot_megatron.plan.estimate import Estimate, Planner, make_planner
 from spot_megatron.plan.hardware import GIB, find_gpu
 from spot_megatron.plan.memory import checkpoint_bytes, stage_memory
 from spot_megatron.plan.search import cheapest_fits
-from spot_megatron.plan.workload import ROWS, SCORED
+from spot_megatron.plan.workload import POSITIONS, SCORED
 from spot_megatron.quiet import hide_known_warnings
 from spot_megatron.recipe import Recipe, load_recipe
 
@@ -122,7 +122,7 @@ def packs(recipe: Recipe, estimate: Estimate, hf: HFModelConfig) -> dict[str, An
     """The packs of the sampled steps, as the training's own sampler makes them."""
     load, steps = estimate.load, estimate.load.steps
     model = cost_model(hf)
-    loads = [(step @ [1, model.product, model.scored]).sum(axis=1) for step in steps]  # ROWS, PRODUCTS, SCORED
+    loads = [(step @ [1, model.product, model.scored]).sum(axis=1) for step in steps]  # POSITIONS, PRODUCTS, SCORED
     scored = np.concatenate([step[..., SCORED].ravel() for step in steps])
     return {
         "steps": load.num_steps,
@@ -130,7 +130,7 @@ def packs(recipe: Recipe, estimate: Estimate, hf: HFModelConfig) -> dict[str, An
         "data_ranks": estimate.inputs.split.data,
         "most_microbatches": load.num_microbatches,
         "largest_pair": load.largest_pair,
-        "largest_pack": int(max(step[..., ROWS].max() for step in steps)),
+        "largest_pack": int(max(step[..., POSITIONS].max() for step in steps)),
         "budget": recipe.data.tokens_per_microbatch,
         "padding": load.padding,
         "empty": float((scored == 0).mean()),
@@ -153,7 +153,7 @@ def table(facts: dict[str, Any]) -> str:
         "steps": f"{pack['steps']} of {pack['pairs_a_step']} pairs over {pack['data_ranks']} data-parallel ranks, "
         f"the slowest with {pack['slowest_rank']:.2f} x the mean load",
         "packs": f"at most {pack['most_microbatches']} a rank and step, of at most {pack['largest_pack']} of "
-        f"{pack['budget']} rows; longest pair {pack['largest_pair']}; "
+        f"{pack['budget']} positions; longest pair {pack['largest_pair']}; "
         f"{pack['padding']:.1%} padding, {pack['empty']:.1%} of packs empty",
         "disk": f"{facts['checkpoints_kept']} checkpoints of {_size(facts['checkpoint'])}"
         + (f", export {_size(facts['export'])}" if facts["export"] else ""),
@@ -196,7 +196,7 @@ def does_not_fit(planner: Planner, recipe: Recipe, estimate: Estimate) -> Recipe
         f"({option.estimate.memory.total / GIB:.1f} GiB)"
         for option in cheapest_fits(planner, recipe, num_gpus)
     ]
-    remedy = "; or ".join(ways) or "no change of one layout that was tried is enough; choose a GPU with more memory"
+    remedy = "; or ".join(ways) or "no configuration that was tried fits; choose a GPU with more memory"
     return RecipeError(
         f"{recipe.name} needs {need:.1f} GiB on {estimate.inputs.gpu.name}, of which {have:.1f} can be used: {remedy}"
     )
