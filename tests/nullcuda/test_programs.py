@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import attention, ceilings, head_gpu
-from spot_megatron.objective.losses import VALUE_AT_REFERENCE
+from spot_megatron.objective.values import VALUE_AT_REFERENCE
 from spot_megatron.train import loop
 from spot_megatron.train.__main__ import main
 from tests.nullcuda.harness import WIDE
