@@ -8,10 +8,12 @@ parts.
 import argparse
 import asyncio
 import re
+import sys
 from pathlib import Path
 
 from spot_megatron.errors import PairError, positive_int
 from tools.pairs.cli import (
+    HelpFormatter,
     add_endpoint_options,
     existing_file,
     make_client,
@@ -21,6 +23,7 @@ from tools.pairs.cli import (
 )
 from tools.pairs.decontaminate import Benchmark
 from tools.pairs.elicit import OUTPUT_FILES, Elicitation, merge
+from tools.pairs.endpoint import EndpointError
 from tools.pairs.grade import Grader
 from tools.pairs.pool import Interrupted, RunFailed
 from tools.pairs.prompts import ELICIT_SUFFIX
@@ -31,9 +34,9 @@ NO_ANSWER_REASONS = ("no_box", "empty_box", "unclosed_box", "unfinished_thinking
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.elicit", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.elicit", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
-        "--questions", type=Path, required=True, help="JSONL or Parquet: {id, question | prompt, answer}"
+        "--questions", type=Path, required=True, help="a JSONL or Parquet file of rows {id, question | prompt, answer}"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder; a folder with records is continued")
     parser.add_argument(
@@ -49,9 +52,14 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--limit", type=positive_int, help="use the first N questions only")
     parser.add_argument("--samples", type=positive_int, default=1, help="answers per question")
-    parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--top-p", type=float, default=0.8)
-    parser.add_argument("--max-tokens", type=positive_int, default=32768)
+    parser.add_argument("--temperature", type=float, default=0.7, help="of the policy's sampling")
+    parser.add_argument("--top-p", type=float, default=0.8, help="nucleus of the policy's sampling")
+    parser.add_argument(
+        "--max-tokens",
+        type=positive_int,
+        default=32768,
+        help="of one answer; less where the server's context ends before",
+    )
     parser.add_argument(
         "--thinking", choices=("off", "on", "server"), default="off", help="enable_thinking of the template"
     )
@@ -79,7 +87,7 @@ def arguments() -> argparse.ArgumentParser:
 def _shard(text: str) -> Shard:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or int(match[1]) >= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shard; the parts of four are 0/4, 1/4, 2/4 and 3/4")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shard; the parts of four are 0/4, 1/4, 2/4 and 3/4")
     return Shard(int(match[1]), int(match[2]))
 
 
@@ -95,7 +103,7 @@ def main() -> None:
         output_folder(args.output, OUTPUT_FILES, args.questions)
         sampling = merge(args.output, _shard_journals(args.merge, args.output))
     else:
-        make_client(args)  # a wrong address should be told before anything is written
+        make_client(args)  # raises for a wrong address before anything is written
         output_folder(args.output, OUTPUT_FILES, args.questions)
         sampling = Sampling(
             model=args.model,
@@ -112,10 +120,10 @@ def main() -> None:
     try:
         if args.merge is None:
             asyncio.run(_ask(args, elicitation))
-    except (Interrupted, RunFailed):
-        print_summary(elicitation.write_outputs(args.errors_include))
+    except (Interrupted, RunFailed, EndpointError):
+        _finish(args, elicitation)
         raise
-    print_summary(elicitation.write_outputs(args.errors_include))
+    _finish(args, elicitation)
 
 
 async def _ask(args: argparse.Namespace, elicitation: Elicitation) -> None:
@@ -126,6 +134,27 @@ async def _ask(args: argparse.Namespace, elicitation: Elicitation) -> None:
             await elicitation.run(client, grader, args.batch or args.concurrency, args.max_failures)
     finally:
         grader.close()
+
+
+def _finish(args: argparse.Namespace, elicitation: Elicitation) -> None:
+    """Write the outputs, print the summary, and warn of what a server did not do although it was asked to."""
+    summary = elicitation.write_outputs(args.errors_include)
+    print_summary(summary)
+    answered = summary["correct"] + summary["errors"]
+    if args.token_ids and answered and not summary["samples_with_token_ids"]:
+        print(
+            "warning: --token-ids was set, and no answer came with token_ids; the pairs will be tokenised from text. "
+            "vLLM >= 0.10.2 and SGLang of 2026-07 return them.",
+            file=sys.stderr,
+        )
+    same, compared = summary["questions_with_identical_samples"], summary["questions_with_several_samples"]
+    if compared >= 5 and same == compared and args.temperature > 0:
+        print(
+            f"warning: the samples of all {compared} questions are identical although --temperature is "
+            f"{args.temperature:g}; the server ignores it (transformers serve samples only where "
+            "generation_config.json says do_sample).",
+            file=sys.stderr,
+        )
 
 
 def _shard_journals(given: list[Path], output: Path) -> list[Path]:

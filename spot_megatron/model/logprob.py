@@ -11,7 +11,6 @@ Shapes: S scored positions, H hidden size, Vp rows of this rank's weight shard, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,24 +18,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spot_megatron.model.embedding import placeholder_gradient
+from spot_megatron.model.head_memory import CPU_HEAD_MEMORY, HeadMemory, gpu_head_memory
 
 TILE_MULTIPLE = 128  # rows of a tile: at other widths cuBLAS has slower bf16 kernels, or none for tensor cores
 
 
-@dataclass(frozen=True)
-class HeadMemory:
-    """How much the head may hold. It changes speed and memory; values only by rounding."""
-
-    tile_elements: int  # logits of one tile
-    kept_bytes: int  # softmax of tiles, kept from forward to backward
-
-
 def head_memory(device: torch.device) -> HeadMemory:
-    """On CUDA shares of the card's whole memory, not of what is free, so that a resumed run rounds as before."""
+    """The bounds on this device."""
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        return HeadMemory(tile_elements=total // 4096, kept_bytes=total // 64)
-    return HeadMemory(tile_elements=2**21, kept_bytes=2**26)  # a tile of 8 MiB of float32 stays in the cache
+        return gpu_head_memory(torch.cuda.get_device_properties(device).total_memory)
+    return CPU_HEAD_MEMORY
 
 
 def linear_logprob(

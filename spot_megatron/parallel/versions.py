@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from megatron.core import tensor_parallel
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 
 def mark_split_weights(model: torch.nn.Module) -> None:
@@ -23,3 +24,9 @@ def mark_split_weights(model: torch.nn.Module) -> None:
         dim = next((dim for kind, dim in split_dims.items() if isinstance(module, kind)), None)
         if dim is not None and module.weight is not None and not hasattr(module.weight, "tensor_model_parallel"):
             tensor_parallel.set_tensor_model_parallel_attributes(module.weight, True, dim, 1)
+
+
+def grads_for_norm(part: DistributedOptimizer) -> list[torch.Tensor]:
+    """This rank's gradients, each element on one rank only; 0.19 renamed the method."""
+    find = getattr(part, "get_grads_for_grad_norm", None) or part.get_main_grads_for_grad_norm
+    return find()

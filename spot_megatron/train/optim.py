@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spot_megatron.model.config import DTYPES
 from spot_megatron.model.gpt import PairGPT
+from spot_megatron.parallel.versions import grads_for_norm
 from spot_megatron.recipe import Optim, Recipe
 
 
@@ -41,7 +42,7 @@ class Policy:
         Call it once after a step's gradients are complete; `update` uses what it prepares.
         """
         self.optimizer.prepare_grads()
-        grads = [grad for part in self.parts for grad in part.get_main_grads_for_grad_norm()]
+        grads = [grad for part in self.parts for grad in grads_for_norm(part)]
         if not grads:
             return torch.zeros((), dtype=torch.float64, device=self.wrapped[0].buffers[0].grad_data.device)
         return torch.stack(torch._foreach_norm(grads, dtype=torch.float32)).double().square().sum()

@@ -17,7 +17,7 @@ from tools.pairs.batch import BatchClient
 from tools.pairs.client import CallFailed, ChatClient, Completion
 from tools.pairs.grade import CORRECT, NO_ANSWER, WRONG, Grader, Verdict
 from tools.pairs.journal import Fields, Journal, check_fields
-from tools.pairs.pool import FailureStreak, progress_bar, run_pool
+from tools.pairs.pool import FailureStreak, progress_bar, run_pool, token_rate
 from tools.pairs.questions import QuestionSet
 from tools.pairs.replies import CONTENT_FILTER
 from tools.pairs.sampling import Key, Sampling, Shard, error_id
@@ -25,7 +25,7 @@ from tools.pairs.unusable import UNUSABLE, UnusableStreak, unusable_reply
 
 
 class Elicitation:
-    """One output folder's journal, and where every planned (question, sample) stands in it."""
+    """One output folder's journal, and the state of every planned (question, sample)."""
 
     def __init__(
         self, output: Path, found: QuestionSet, sampling: Sampling, samples: int, shard: Shard | None = None
@@ -41,6 +41,9 @@ class Elicitation:
         self.journal = Journal(output / name, asdict(sampling), _is_answer)
         self.offsets: dict[Key, int] = {}  # where the latest record of a key starts
         self.retry: dict[Key, str] = {}  # keys whose latest record is a failure; why a server refused them, else ""
+        self.num_several = self.num_identical = (
+            0  # questions with several samples, and those whose samples are the same
+        )
         self.num_correct = self.num_graded = self.num_outside_plan = 0
         for offset, record in self.journal.records():
             self._note(offset, record)
@@ -102,7 +105,7 @@ class Elicitation:
                     is_known = error.permanent and self.retry.get(key) == error.reason and self.num_graded > 0
                     self._record({**record, "calls": error.calls.num_calls})
                     bar.update()
-                    if not is_known:  # one of many that is refused again is no news
+                    if not is_known:  # a repeated refusal among answers does not stop the run
                         streak.failed(number, str(error), error.permanent)
                     return
                 streak.succeeded()
@@ -115,9 +118,8 @@ class Elicitation:
                 bar.update()
                 unusable.note(verdict.reason)
                 if self.num_graded % 100 == 0:
-                    bar.set_postfix(
-                        accuracy=f"{self.num_correct / self.num_graded:.1%}", **client.faults, refresh=False
-                    )
+                    shown = {"accuracy": f"{self.num_correct / self.num_graded:.1%}", **token_rate(bar, client.tokens)}
+                    bar.set_postfix({**shown, **client.faults}, refresh=False)
 
             await run_pool(iter(pending), ask, concurrency, self.journal.sync, stop_retrying=client.stop_retrying)
             streak.finish()
@@ -161,13 +163,17 @@ class Elicitation:
         return summary
 
     def _pass_rates(self) -> dict[str, float]:
-        """By question: the share of its answered samples that are right."""
+        """By question: the share of its answered samples that are right. Counts identical samples on the way."""
         right, answered = Counter[str](), Counter[str]()
+        texts: dict[str, set[int]] = {}
         for key, offset in self.offsets.items():
             record = self.journal.read_at(offset)
             if _is_answer(record):
                 answered[key[0]] += 1
                 right[key[0]] += record["verdict"] == CORRECT
+                texts.setdefault(key[0], set()).add(hash(record["response"]))
+        several = [name for name, number in answered.items() if number > 1]
+        self.num_several, self.num_identical = len(several), sum(len(texts[name]) == 1 for name in several)
         return {name: round(right[name] / number, 4) for name, number in answered.items()}
 
     def _output_row(self, key: Key, record: Row, reason: str) -> Row:
@@ -199,6 +205,8 @@ class Elicitation:
             "retried_next_time": len(self.retry),
             "records_outside_plan": self.num_outside_plan,
             "accuracy": round(counts["correct"] / graded, 4) if graded else None,
+            "questions_with_several_samples": self.num_several,
+            "questions_with_identical_samples": self.num_identical,
             "http_calls": tokens["calls"],
             "prompt_tokens": tokens["prompt"],
             "completion_tokens": tokens["completion"],
@@ -216,7 +224,7 @@ _GRADED = ("no_box", "unclosed_box", "empty_box", "unfinished_thinking", "cut_of
 
 
 def _answer_fields(completion: Completion, verdict: Verdict) -> Row:
-    """What a record says of an answer besides its key."""
+    """The fields of an answer's record besides its key."""
     token_ids = {} if completion.token_ids is None else {"token_ids": completion.token_ids}
     return {
         "response": completion.text,

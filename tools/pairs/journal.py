@@ -1,4 +1,4 @@
-"""The append-only record of a stage: what a killed run has finished, and nothing that it has not.
+"""The append-only journal of a stage: every finished record survives a kill, and no other is read back.
 
 A record is one line, written by one `write` call to a file opened for appending; it counts only once its newline is
 on file. Whatever a crash leaves after the last newline is cut off when the journal is opened again, and that work is
@@ -17,7 +17,7 @@ from typing import Any
 from spot_megatron.errors import PairError
 from spot_megatron.files import Row, dump_line, parse_line, write_text
 
-Fields = dict[str, type]  # what a record must hold
+Fields = dict[str, type]  # required fields of a record, with their types
 _TAIL_BLOCK = 1 << 16
 
 

@@ -1,4 +1,4 @@
-"""What the policy and the oracle are asked, word for word. Changing a text means a new version name."""
+"""The prompts of the policy and of the oracle. Changing a text requires a new PROMPT_VERSION."""
 
 from collections.abc import Sequence
 

@@ -165,7 +165,7 @@ def row_diff(row: Row) -> dict[str, Markup]:
 
 
 def word_diff(rejected: str, chosen: str) -> dict[str, Markup]:
-    """Both texts as HTML, with what the other lacks in <del> and <ins>, and long common stretches folded."""
+    """Both texts as HTML, with the differences in <del> and <ins>, and long common stretches folded."""
     before, after = _words(rejected), _words(chosen)
     sides: dict[str, list[Markup]] = {"rejected": [], "chosen": []}
     blocks = _blocks(before, after)

@@ -95,7 +95,7 @@ def test_an_impossible_shard_is_refused(capsys, shard):
     with pytest.raises(SystemExit) as exit_info:
         arguments().parse_args(["--questions", "q", "--output", "o", f"--shard={shard}"])
     assert exit_info.value.code == 2
-    assert "is no shard" in capsys.readouterr().err
+    assert "is not a shard" in capsys.readouterr().err
 
 
 def test_shards_share_out_every_question():
