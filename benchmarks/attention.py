@@ -1,8 +1,8 @@
-"""Which attention kernel is fastest for the pair layout on this GPU: every kernel that is installed, in turns.
+"""Compares the installed attention kernels on the pair layout on this GPU, interleaved.
 
     python -m benchmarks.attention [--model 8b] [--output benchmarks/results/attention_<gpu>.json]
 
-Forward and backward of one layer over a pack of pairs, bf16. FLOP/s count what the mask lets through. The fastest one
+Forward and backward of one layer over a pack of pairs, bf16. FLOP/s count unmasked products only. The fastest one
 belongs first in PREFERRED of spot_megatron/model/attention/cuda.py, or in a recipe as model.attention.
 """
 
@@ -20,9 +20,10 @@ import torch
 
 from benchmarks.gpu import MODELS, installed, random_dataset
 from benchmarks.measure import ROOT
-from spot_megatron.data.pack import attention_cost
-from spot_megatron.model.attention.cuda import NEEDS, PREFERRED, is_available
+from spot_megatron.data.pack import positions_and_products
+from spot_megatron.model.attention.cuda import KERNELS, kernel_problem
 from spot_megatron.model.attention.pair import PairAttention, pair_seq_params
+from spot_megatron.parallel.device import use_expandable_segments
 
 
 def kernel_attention(kernel: str, head_dim: int) -> PairAttention:
@@ -34,7 +35,7 @@ def kernel_attention(kernel: str, head_dim: int) -> PairAttention:
 
 
 def seconds(module: PairAttention, inputs: list[torch.Tensor], layout: Any) -> float:
-    """Of one forward and backward pass, on the device's clock."""
+    """Duration of one forward and backward pass on the device's clock."""
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     out = module(*inputs, packed_seq_params=layout)
@@ -56,8 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("RecipeError: this measures a GPU, and PyTorch sees none here", file=sys.stderr)
         return 2
+    use_expandable_segments()
     hf, device, name = MODELS[options.model], torch.device("cuda"), torch.cuda.get_device_name()
-    rows: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for response in options.responses:
         dataset = random_dataset(response, options.shared, options.pairs, hf.vocab_size)
         pack = dataset.pack(range(options.pairs), "shared", 128)
@@ -68,8 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
             ).requires_grad_()
             for heads in (hf.num_heads, hf.num_groups, hf.num_groups)
         ]
-        products = sum(attention_cost(pair, "shared")[1] for pair in dataset.pairs)
-        kernels = [kernel for kernel in dict.fromkeys([*PREFERRED, *NEEDS]) if is_available(kernel)]
+        products = sum(positions_and_products(pair, "shared")[1] for pair in dataset.pairs)
+        kernels = [kernel for kernel in KERNELS if kernel_problem(kernel) is None]
         modules = {kernel: kernel_attention(kernel, hf.head_dim) for kernel in kernels}
         times: dict[str, list[float]] = {kernel: [] for kernel in modules}
         for repeat in range(options.repeats + 3):
@@ -79,21 +81,21 @@ def main(arguments: list[str] | None = None) -> int:
                     times[kernel].append(elapsed)
         for kernel, values in times.items():
             median = statistics.median(values)
-            rows.append(
+            results.append(
                 {
                     "response": response,
-                    "rows": len(pack.input_ids),
+                    "positions": len(pack.input_ids),
                     "kernel": kernel,
                     "milliseconds": 1000 * median,
                     "tflops": 12 * hf.num_heads * hf.head_dim * products / median / 1e12,
                 }
             )
-            print(rows[-1], flush=True)
+            print(results[-1], flush=True)
     packages = ("torch", "flash-attn", "transformer-engine")
     report = {"device": name, "date": date.today().isoformat(), "versions": {p: installed(p) for p in packages}}
     path = options.output or ROOT / "benchmarks/results" / f"attention_{name.replace(' ', '_')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({**report, "results": results}, indent=1) + "\n")
     return 0
 
 

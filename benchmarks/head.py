@@ -1,9 +1,10 @@
-"""What the LM head costs, by how much of its softmax forward keeps for backward, and as plain log_softmax.
+"""Measures the LM head by how much of its softmax is kept for backward, and as plain log_softmax.
 
     python -m benchmarks.head --output benchmarks/results/head.json
 
 One process on one thread, the variants in turns; CPU-seconds of forward and backward together. The vocabulary is
-Qwen3's, rows are those that a pair of 600-token responses scores at shared fraction 0.7.
+Qwen3's, the scored positions are those of a pair of 600-token responses at shared fraction 0.7. On a GPU:
+benchmarks/head_gpu.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import VOCAB_SIZE
-from spot_megatron.model.logprob import HeadMemory, linear_logprob
+from spot_megatron.model.head_memory import HeadMemory
+from spot_megatron.model.logprob import linear_logprob
 
 TILE = 2**21
 

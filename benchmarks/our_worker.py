@@ -14,15 +14,15 @@ from spot_megatron.quiet import hide_known_warnings
 
 hide_known_warnings()
 
-from spot_megatron.hf.folder import HFFolder  # noqa: E402
 from spot_megatron.model.config import transformer_config  # noqa: E402
 from spot_megatron.model.gpt import build_model  # noqa: E402
 from spot_megatron.objective.shift import RewardShift  # noqa: E402
 from spot_megatron.parallel.groups import parallel_groups  # noqa: E402
 from spot_megatron.recipe import Recipe  # noqa: E402
 from spot_megatron.train.heartbeat import Heartbeat  # noqa: E402
-from spot_megatron.train.loop import reference_pass, set_up  # noqa: E402
 from spot_megatron.train.optim import make_trainable  # noqa: E402
+from spot_megatron.train.reference import reference_pass  # noqa: E402
+from spot_megatron.train.setup import set_up  # noqa: E402
 from spot_megatron.train.step import ObjectiveLoss, forward_backward, reduce_sums  # noqa: E402
 from spot_megatron.weights.load import load_hf  # noqa: E402
 
@@ -62,22 +62,22 @@ def main() -> None:
     ):
         run = set_up(recipe, topology, heartbeat)
         chunks = build_model(transformer_config(run.hf, recipe, "cpu"), run.hf)
-        weights = HFFolder(run.hf_folder)
-        load_hf(chunks, weights, run.hf)
+        load_hf(chunks, run.weights, run.hf)
         watch.start("reference")
-        reference = reference_pass(run, chunks, weights)
+        reference = reference_pass(run, chunks)
         watch.stop()
-        policy = make_trainable(chunks, recipe, "cpu")
+        policy = make_trainable(chunks, recipe)
         shift = RewardShift(recipe.objective.shift.kind, recipe.objective.shift.decay)
         loss = ObjectiveLoss(recipe.objective, shift, reference)
         for step in range(job["num_steps"]):
             watch.start("step")
-            packs = [run.dataset.pack(bin_, recipe.data.layout, run.multiple_of) for bin_ in run.sampler.plan(step)[0]]
+            packs = run.packs(step)
             policy.zero_grad()
-            sums = reduce_sums(forward_backward(policy.wrapped, packs, loss, topology), packs, topology)
+            reports = forward_backward(policy.wrapped, packs, loss, topology)
+            sums = reduce_sums(reports, packs, policy.squared_grad_norm(), topology)
             if not shift.moves_inside_batch:
                 shift.update(sums.mean_reward)
-            policy.update(OPTIM["lr"])
+            policy.update(OPTIM["lr"], sums.grad_norm)
             watch.stop()
             losses.append(sums.loss / sums.num_pairs)
             tokens.append([sums.num_tokens, sums.num_unique_tokens])

@@ -1,11 +1,11 @@
-"""What the image, or any machine with GPUs, must have: versions, imports, FP8, NVLink.
+"""Checks the software of the image, or of any machine with GPUs: versions, imports, FP8, NVLink.
 
-The last step of docker build and a part of `make doctor`. Starts without PyTorch, so that it can say what is missing.
+The last step of docker build, and part of `make doctor`. Runs without PyTorch, to report what is missing.
 
     python3 docker/selfcheck.py                              everything; exit code 1 where something fails
-    python3 docker/selfcheck.py --build --expect NAME==1.2   without a driver: what needs a GPU is told, not failed
-    python3 docker/selfcheck.py --has NAME ">=1,<2"          exit code only: is it installed, in that range?
-    python3 docker/selfcheck.py --requirements pyproject.toml   what the image installs besides torch and megatron-core
+    python3 docker/selfcheck.py --build --expect NAME==1.2   without a driver: GPU checks are listed, not run
+    python3 docker/selfcheck.py --has NAME ">=1,<2"          exit code 0 if it is installed in that range
+    python3 docker/selfcheck.py --requirements pyproject.toml   packages to install besides torch and megatron-core
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def requirements(pyproject: Path) -> list[str]:
 
 
 class NeedsGpu(Exception):
-    """The check says nothing on a machine without a GPU."""
+    """The check needs a GPU, which this machine does not have."""
 
 
 def passes(check: Callable[[], str], build: bool) -> bool:
-    """Runs a check and prints its line. Whatever it raises is what there is to tell, so nothing is left uncaught."""
+    """Runs a check and prints its line. Any exception is its result, so all are caught."""
     try:
         print(f"  ok    {check()}")
     except NeedsGpu as error:

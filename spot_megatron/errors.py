@@ -33,6 +33,10 @@ class CheckpointError(UserError):
     """A checkpoint or a run folder cannot be used. Names the folder and the remedy."""
 
 
+class TrainingError(UserError):
+    """A step gave numbers that must not be applied, saved or exported. Names step, ranks, parameter and pairs."""
+
+
 def print_error(error: UserError, prefix: str = "") -> int:
     """Prints `error` to stderr in one paragraph and returns the program's exit code."""
     print(f"{prefix}error: {error}", file=sys.stderr, flush=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import difflib
+import gzip
 import hashlib
+import io
 import json
+import lzma
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,23 +73,65 @@ def kind(value: Any) -> str:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """(line number from 1, object) of every line that is not blank.
+    """(number from 1, object) of every line that is not blank, or of every row of a Parquet file.
 
-    Only "\\n" ends a line; a byte-order mark is skipped.
+    Only "\\n" ends a line; a byte-order mark is skipped. JSONL may be packed by gzip, bzip2, xz or Zstandard, whatever
+    its name. A null of a Parquet row is a missing key, at any depth: columns cannot say it otherwise.
 
     Raises:
         PairError: the file cannot be read, or a line is not one JSON object in UTF-8; names file and line.
     """
     try:
-        file = path.open("rb")
-    except OSError as error:
-        raise PairError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    with file:
-        for number, line in enumerate(file, start=1):
-            if number == 1 and line.startswith(b"\xef\xbb\xbf"):
-                line = line[3:]
-            if line.strip():
-                yield number, parse_line(line, f"{path}:{number}")
+        with path.open("rb") as raw:
+            start = raw.read(8)
+            raw.seek(0)
+            if start.startswith(b"PAR1"):
+                yield from _read_parquet(path)
+                return
+            if start.startswith(b"PK\x03\x04"):
+                raise PairError(f"{path}: a zip archive; unpack it with `unzip {path.name}` and name the file in it")
+            with _unpacked(raw, start) as file:
+                for number, line in enumerate(file, start=1):
+                    if number == 1 and line.startswith(b"\xef\xbb\xbf"):
+                        line = line[3:]
+                    if line.strip():
+                        yield number, parse_line(line, f"{path}:{number}")
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PairError(f"{path}: cannot be read ({reason}); check the path, or write the file again") from None
+
+
+def _unpacked(raw: io.BufferedReader, start: bytes) -> io.BufferedIOBase:
+    """The stream `raw`, unpacked if its first bytes `start` are those of a packed file."""
+    if start.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=raw)
+    if start.startswith(b"BZh"):
+        return bz2.BZ2File(raw)
+    if start.startswith(b"\xfd7zXZ\x00"):
+        return lzma.LZMAFile(raw)
+    if start.startswith(b"\x28\xb5\x2f\xfd"):
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(raw, compression="zstd"))
+    return raw
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=4096))
+            yield from enumerate((_without_nulls(row) for rows in batches for row in rows), start=1)
+    except pyarrow.ArrowException as error:
+        raise PairError(f"{path}: cannot be read as Parquet ({error}); write the file again") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def text_field(row: Row, key: str, source: str) -> str:

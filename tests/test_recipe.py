@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from spot_megatron.errors import RecipeError
-from spot_megatron.recipe import Recipe, find_recipe, load_recipe
+from spot_megatron.recipe import RECIPE_FOLDER, Recipe, find_recipe, load_recipe
+from spot_megatron.recipe.__main__ import as_markdown, as_text, sections
 
 
 def write(folder, name, text):
@@ -32,6 +37,23 @@ def test_overrides_win_in_order(tmp_path):
     assert recipe.train.batch_pairs == 32
 
 
+def test_weights_of_pair_files(tmp_path):
+    write(tmp_path, "base", BASE.replace("{pairs: p.jsonl}", "{pairs: {a.jsonl: 2, b.jsonl: 0.5}}"))
+    recipe = load_recipe(tmp_path / "base.yaml")
+    assert recipe.pair_files == [Path("a.jsonl"), Path("b.jsonl")]
+    assert recipe.pair_weights == {Path("a.jsonl"): 2.0, Path("b.jsonl"): 0.5}
+    assert load_recipe(write(tmp_path, "again", recipe.dump())) == recipe
+    # Another recipe's files and --set's replace them, other keys of data are kept.
+    child = write(tmp_path, "child", "extends: base\nname: child\ndata: {pairs: {c.jsonl: 3}, max_tokens: 9}\n")
+    assert load_recipe(child).data.pairs == {"c.jsonl": 3.0}
+    changed = load_recipe(tmp_path / "base.yaml", ["data.pairs={c.jsonl: 3}", "data={max_tokens: 9}"])
+    assert (changed.data.pairs, changed.data.max_tokens) == ({"c.jsonl": 3.0}, 9)
+    assert load_recipe(write(tmp_path, "plain", BASE)).pair_weights == {}
+    for wrong in ("0", "-1", "x", ".inf"):
+        with pytest.raises(RecipeError, match=r"data\.pairs"):
+            load_recipe(tmp_path / "base.yaml", [f"data.pairs={{a.jsonl: {wrong}}}"])
+
+
 def test_the_dump_is_the_recipe(tmp_path):
     recipe = load_recipe("qwen3_8b_spot", ["optim.lr=1.5e-6"])
     assert load_recipe(write(tmp_path, "again", recipe.dump())) == recipe
@@ -52,7 +74,7 @@ def test_the_dump_is_the_recipe(tmp_path):
         ("name: x\noutput: y\nmodel: {hf: m}\n", ["data", "missing"]),
         (BASE + "optim: {min_lr: 1.0}\n", ["min_lr"]),
         (BASE + "optim: {betas: [0.9, 1.0]}\n", ["betas"]),
-        (BASE + "optim: {schedule: constant, min_lr: 1.0e-7}\n", ["min_lr", "constant"]),
+        (BASE + "optim: {schedule: constant, min_lr: 1.0e-7}\n", ["min_lr", "cosine"]),
         (BASE + "parallel: {virtual_pipeline: 2}\n", ["virtual_pipeline", "pipeline"]),
         (BASE + "precision: {dtype: fp32, fp8: blockwise}\n", ["fp8", "bf16"]),
         (BASE + "precision: {dtype: fp32, grad_dtype: bf16}\n", ["grad_dtype"]),
@@ -66,7 +88,10 @@ def test_the_dump_is_the_recipe(tmp_path):
         (BASE + "optim: {lr: .inf}\n", ["optim.lr", "finite"]),
         (BASE + "optim: {betas: [0.9, .nan]}\n", ["optim.betas", "finite"]),
         (BASE + "evaluation: {max_new_tokens: 0}\n", ["evaluation.max_new_tokens"]),
-        (BASE + "evaluation: {questions: q.jsonl}\nexport: {hf: false}\n", ["evaluation", "export"]),
+        (
+            BASE + "evaluation: {questions: q.jsonl}\nexport: {hf: false}\n",
+            ["evaluation.questions requires export.hf=true"],
+        ),
     ],
 )
 def test_mistakes_name_the_place(tmp_path, text, words):
@@ -83,8 +108,26 @@ def test_malformed_overrides(tmp_path, override):
 
 
 def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(RecipeError, match="did you mean qwen3_tiny_spot"):
+    with pytest.raises(RecipeError, match=r"did you mean qwen3_tiny_spot\? Known recipes: llama3p1_8b_spot, "):
         find_recipe("qwen3_tiny_spt")
+
+
+def test_without_the_repository_a_path_works_and_a_name_says_why_not(tmp_path, monkeypatch):
+    """As after `pip install .`: the package lies in site-packages, recipes/ does not."""
+    path = write(tmp_path, "base", BASE)
+    child = write(tmp_path, "child", "extends: base\nname: child\n")
+    monkeypatch.setattr("spot_megatron.recipe.load.RECIPE_FOLDER", tmp_path / "recipes")
+    assert load_recipe(path).name == "base"
+    assert load_recipe(child).name == "child"
+    with pytest.raises(RecipeError, match=r"named recipes are part of the repository.*path of a YAML file"):
+        load_recipe("qwen3_tiny_spot")
+
+
+def test_an_unreadable_recipe(tmp_path, monkeypatch):
+    path = write(tmp_path, "base", BASE)
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    with pytest.raises(RecipeError, match=r"base\.yaml cannot be read: denied"):
+        load_recipe(path)
 
 
 def test_documented_keys_are_the_schema():
@@ -123,3 +166,45 @@ def test_documented_keys_are_the_schema():
 
 def _is_section(field):
     return isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields")
+
+
+# The recipe reference
+
+
+def test_every_key_has_a_description_type_and_default():
+    keys = [key for _, _, keys in sections() for key in keys]
+    assert len(keys) > 50
+    for key in keys:
+        assert len(key.description) > 10 and key.description.endswith("."), key
+    by_name = {key.name: key for key in keys}
+    assert by_name["optim.warmup_fraction"].type == "float, >= 0, < 1"
+    assert by_name["optim.warmup_fraction"].default == "0.05"
+    assert by_name["data.pairs_per_microbatch"].type == "int or null, >= 1"
+    assert by_name["data.pairs"].type == "str or list of str or mapping of str to float, > 0"
+    assert by_name["optim.betas"].type == "list of float"
+    assert by_name["model.hf"].default == "required"
+    assert by_name["precision.dtype"].type == "one of fp32, bf16"
+
+
+def test_the_reference_holds_every_key_of_every_recipe():
+    """Read back from the printed page, so that a key lost in printing is noticed."""
+    printed = {line.split("`")[1] for line in as_markdown().splitlines() if line.startswith("| `")}
+
+    def leaves(values, prefix=""):
+        for name, value in values.items():
+            if isinstance(value, dict) and prefix + name != "data.pairs":
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    for path in RECIPE_FOLDER.glob("*.yaml"):
+        assert set(leaves(load_recipe(path).model_dump())) == printed
+    assert all(f"  {key}: " in as_text() for key in printed)
+
+
+def test_recipe_help_prints_one_section():
+    command = [sys.executable, "-m", "spot_megatron.recipe", "objective"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "objective.beta: 0.1   (float, > 0)" in printed
+    assert "objective.shift.decay" in printed
+    assert "optim.lr" not in printed

@@ -1,4 +1,4 @@
-"""`make doctor`: what this machine can run, in plain words. Exit code 0 when the embedded default can."""
+"""`make doctor`: prints what this machine can run. Exit code 0 if it can run the embedded default."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _machine() -> dict[str, str]:
         "python": sys.version.split()[0],
         "cores": str(os.cpu_count()),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "free disk here": f"{shutil.disk_usage('.').free / 2**30:.0f} GiB",
+        "free disk space": f"{shutil.disk_usage('.').free / 2**30:.0f} GiB",
         "CUDA": str(torch.version.cuda) if torch.cuda.is_available() else "no device",
     }
     for index in range(torch.cuda.device_count()):
@@ -77,9 +77,9 @@ def _verdicts(has_cuda: bool) -> list[str]:
     has_flash = importlib.util.find_spec("flash_attn") is not None
     return [
         "yes  bf16 training" if has_engine else "slow bf16 training: Transformer Engine is not installed",
-        "yes  flash-attn" if has_flash else "slow pair attention, one call a sequence: flash-attn is not installed",
+        "yes  flash-attn" if has_flash else "slow pair attention, one call per sequence: flash-attn is not installed",
         f"{'yes' if has_engine and hopper else 'no '}  FP8 tensorwise: needs Transformer Engine and Hopper",
-        f"{'yes' if has_engine and hopper and has_block_cuda else 'no '}  FP8 blockwise: needs CUDA 12.9 besides",
+        f"{'yes' if has_engine and hopper and has_block_cuda else 'no '}  FP8 blockwise: also needs CUDA 12.9",
     ]
 
 

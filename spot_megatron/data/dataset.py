@@ -1,4 +1,4 @@
-"""The tokenised pairs as a megatron.core dataset, and the packs that a rank trains on."""
+"""Tokenised pairs as a megatron.core dataset, and the packs of a rank."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.datasets.utils import Split
 
 from spot_megatron.data.costs import CostModel
-from spot_megatron.data.pack import Layout, Pack, attention_cost, build_pack, packed_tokens, scored_rows
+from spot_megatron.data.pack import Layout, Pack, build_pack, num_positions, num_targets, positions_and_products
 from spot_megatron.data.records import TokenPair
 from spot_megatron.data.template import TokenizedPairs
 
@@ -54,18 +54,18 @@ class PreferencePairDataset(MegatronDataset):
             "index": np.array(idx, dtype=np.int64),
         }
 
-    def packed_tokens(self, layout: Layout) -> np.ndarray:
-        """[N] int64: rows of every pair in a pack."""
-        return np.array([packed_tokens(pair, layout) for pair in self.pairs], dtype=np.int64)
+    def num_positions(self, layout: Layout) -> np.ndarray:
+        """[N] int64: positions of every pair in a pack."""
+        return np.array([num_positions(pair, layout) for pair in self.pairs], dtype=np.int64)
 
     def costs(self, layout: Layout, model: CostModel, recomputed_above: int | None = None) -> np.ndarray:
-        """[N] float64: compute time of every pair, in rows of a pack; see CostModel.of."""
-        work = [(*attention_cost(pair, layout), scored_rows(pair, layout)) for pair in self.pairs]
-        rows, products, scored = np.array(work, dtype=np.float64).T
-        return model.of(rows, products, scored, recomputed_above)
+        """[N] float64: compute time of every pair, in positions; see CostModel.of."""
+        work = [(*positions_and_products(pair, layout), num_targets(pair, layout)) for pair in self.pairs]
+        positions, products, targets = np.array(work, dtype=np.float64).T
+        return model.of(positions, products, targets, recomputed_above)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the pairs' ids and tokens, in order: equal if and only if the training data is."""
+        """SHA-256 of the pairs' ids and tokens, in order; equal for equal training data only."""
         digest = hashlib.sha256()
         for pair in self.pairs:
             name = pair.id.encode()
@@ -77,5 +77,5 @@ class PreferencePairDataset(MegatronDataset):
         return digest.hexdigest()
 
     def pack(self, indices: Sequence[int], layout: Layout, multiple_of: int) -> Pack:
-        """One micro-batch of the pairs `indices` (none: padding only); see layout.build_pack."""
+        """One micro-batch of the pairs `indices` (padding only if there are none); see build_pack."""
         return build_pack([self.pairs[i] for i in indices], indices, layout, multiple_of, self.pad_id)

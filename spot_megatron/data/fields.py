@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError
-from spot_megatron.files import did_you_mean, kind, read_rows
+from spot_megatron.files import kind, read_rows
 
 MAX_TOKEN_ID = 2**31 - 1  # ids are stored as int32
 
@@ -26,7 +26,7 @@ class Fields:
         return PairError(f"{self.source}: {message}")
 
     def require(self, *keys: str) -> None:
-        """Every one of the keys is there."""
+        """Raises PairError if one of the keys is missing."""
         for key in keys:
             if key not in self.values:
                 found = ", ".join(sorted(self.values)) or "none"
@@ -34,15 +34,8 @@ class Fields:
                     f'key "{key}" is missing (found: {found}); add it, or set data.format to the right one'
                 )
 
-    def allow_only(self, keys: Collection[str]) -> None:
-        """No key besides these: a misspelt one must not go unnoticed."""
-        for key in self.values:
-            if key not in keys:
-                remedy = did_you_mean(key, keys) or '; move it into "meta".'
-                raise self.error(f'unknown key "{key}"{remedy} Known: {", ".join(keys)}')
-
     def text(self, key: str) -> str:
-        """A text with something in it besides white space; returned unchanged."""
+        """A string that is not blank; returned unchanged."""
         value = self.values[key]
         if not isinstance(value, str):
             raise self.error(f'"{key}" must be a string, not {kind(value)}')
@@ -51,7 +44,7 @@ class Fields:
         return value
 
     def name(self, *keys: str) -> str | None:
-        """The value of the first of the keys that has one, a text or a whole number, as a string."""
+        """The first of the keys with a value, a string or a whole number, as a string; None if none has one."""
         for key in keys:
             value = self.values.get(key)
             if isinstance(value, bool) or not isinstance(value, str | int | None):
@@ -61,14 +54,14 @@ class Fields:
         return None
 
     def choice(self, key: str, choices: tuple[str, ...]) -> str:
-        """One of the choices; the first where the key is absent."""
+        """One of the choices; the first if the key is absent."""
         value = self.values.get(key, choices[0])
         if value not in choices:
             raise self.error(f'"{key}" is {json.dumps(value)}; it must be one of {", ".join(choices)}')
         return value
 
     def mapping(self, key: str) -> dict[str, Any]:
-        """An object; empty where the key is absent or null."""
+        """An object; empty if the key is absent or null."""
         value = self.values.get(key)
         if not isinstance(value, dict | None):
             raise self.error(f'"{key}" must be an object, not {kind(value)}')
@@ -83,12 +76,12 @@ class Fields:
             raise self.error(f'"{key}" is empty; fill it in or remove the line')
         if min(value) < 0 or max(value) > MAX_TOKEN_ID:
             wrong = min(value) if min(value) < 0 else max(value)
-            raise self.error(f'"{key}" holds {wrong}, which is no token id (0 to {MAX_TOKEN_ID})')
+            raise self.error(f'"{key}" holds {wrong}, outside the range of token ids (0 to {MAX_TOKEN_ID})')
         return value
 
 
 def read_fields(path: Path) -> Iterator[Fields]:
-    """The objects of a JSONL file, without blank lines. Raises PairError for the first line that is not one."""
+    """The objects of a pair file. Raises PairError for the first line that is not one."""
     is_empty = True
     for line, values in read_rows(path):
         is_empty = False

@@ -1,22 +1,24 @@
-"""Token ids of preference pairs -> packs: where each token lies, what it sees, and which row predicts which target.
+"""Token ids of preference pairs -> packs: positions, attention, and which position predicts which target.
 
 A pair shares its prompt and its response up to the first edit. The shared layout computes that prefix once:
 
     P = prompt + shared response      C = rest of the chosen response      R = rest of the rejected response
 
-    rows of a pack    [ P1 C1 | P2 C2 | ... | R1 | R2 | ... | pad ]
-                        `---- call 1 ----'    `---- call 2 ----'
+    positions of a pack    [ P1 C1 | P2 C2 | ... | R1 | R2 | ... | pad ]
+                             `---- call 1 ----'    `---- call 2 ----'
 
-Call 1 is plain causal attention over every [Pi Ci]. Call 2 has the rows of Ri as queries and [Pi Ri], gathered, as keys
-and values, under a causal mask aligned to the bottom right. Both suffixes continue the positions of P, and R never sees
-C, so every token's context is the one it has in a sequence of its own: loss and gradients are those of two sequences.
-The separate layout [ P1 C1 | P1 R1 | P2 C2 | ... | pad ] is the plain form of the same pack; it has no call 2.
+Call 1 is plain causal attention over every [Pi Ci]. In call 2 the queries are Ri, and keys and values are [Pi Ri],
+gathered, under a causal mask aligned to the bottom right. The position ids of both suffixes continue those of P, and R
+does not attend to C, so every token has the same context as in a sequence of its own: loss and gradients equal those of
+two sequences. The separate layout [ P1 C1 | P1 R1 | P2 C2 | ... | pad ] is the plain form of the same pack, without
+call 2.
 
-The last row of P predicts the first token of C *and* the first token of R. A shifted label per row cannot say that, so
-the head gathers `head_row`, in which that row occurs twice, and scores `head_target`. Prompt tokens are never targets.
+The last position of P predicts the first token of C *and* the first token of R. One shifted label a position cannot
+express that, so the head gathers `head_position`, in which that position occurs twice, and scores `head_target`. Prompt
+tokens are never targets.
 
-Shapes: T rows of a pack with padding, S scored targets, B pairs, Q sequences of call 1, R sequences of call 2,
-K gathered key rows of call 2.
+Shapes: T positions of a pack with padding, S scored targets, B pairs, Q sequences of call 1, R sequences of call 2,
+K gathered keys of call 2.
 """
 
 from collections.abc import Sequence
@@ -26,76 +28,79 @@ from typing import Literal
 import numpy as np
 
 from spot_megatron.data.records import TokenPair
+from spot_megatron.objective.segments import NUM_SEGMENTS
 
 Layout = Literal["shared", "separate"]
-
-NUM_SEGMENTS = 3  # of a pair: tokens of both responses, of the chosen one only, of the rejected one only
-SHARED, CHOSEN, REJECTED = range(NUM_SEGMENTS)
 
 
 @dataclass(frozen=True, eq=False)
 class Pack:
-    """One micro-batch of whole pairs, laid out (shapes: see the module).
+    """One micro-batch of complete pairs (shapes: see the module).
 
-    Every row belongs to exactly one sequence of one call; num_main + num_suffix == T. Padding is a causal sequence of
-    its own, the last one of the last call: of call 2 where there is one, else of call 1. It sees only itself and is
+    Every position belongs to exactly one sequence of one call; num_main + num_suffix == T. Padding is a separate causal
+    sequence at the end of the last call (call 2 if it has sequences, else call 1). It attends only to itself and is
     never scored. No sequence is empty; without call 2, cu_suffix_q and cu_suffix_k are [0].
     """
 
     input_ids: np.ndarray  # [T] int64
-    position_ids: np.ndarray  # [T] int64, as in the pair's own two sequences; padding counts from 0
-    cu_main: np.ndarray  # [Q+1] int32, call 1: sequence q is rows cu_main[q] to cu_main[q+1]; ends with num_main
-    cu_suffix_q: np.ndarray  # [R+1] int32, call 2: queries of sequence r are rows num_main + cu_suffix_q[r] to [r+1]
-    cu_suffix_k: np.ndarray  # [R+1] int32, call 2: its keys are the rows suffix_k_index[cu_suffix_k[r] to [r+1]]
-    suffix_k_index: np.ndarray  # [K] int64, no row twice
-    num_main: int  # rows of call 1, the first of the pack
-    num_suffix: int  # rows of call 2, the others
-    head_row: np.ndarray  # [S] int64, the row whose output predicts the target
+    position_ids: np.ndarray  # [T] int64, index in the pair's own two sequences; padding counts from 0
+    cu_main: np.ndarray  # [Q+1] int32, call 1: sequence q is positions cu_main[q] to cu_main[q+1]
+    cu_suffix_q: np.ndarray  # [R+1] int32, call 2: queries of sequence r are num_main + cu_suffix_q[r] to [r+1]
+    cu_suffix_k: np.ndarray  # [R+1] int32, call 2: its keys are suffix_k_position[cu_suffix_k[r] to [r+1]]
+    suffix_k_position: np.ndarray  # [K] int64, positions of the keys, each at most once
+    num_main: int  # positions of call 1, the first of the pack
+    num_suffix: int  # positions of call 2, the rest
+    head_position: np.ndarray  # [S] int64, the position whose output predicts the target
     head_target: np.ndarray  # [S] int64, token id
-    head_segment: np.ndarray  # [S] int64, 3 * pair + (0 shared, 1 chosen only, 2 rejected only)
+    head_segment: np.ndarray  # [S] int64, NUM_SEGMENTS * pair + SHARED, CHOSEN or REJECTED (objective/segments.py)
     pair_index: np.ndarray  # [B] int64, index in the dataset
     num_chosen: np.ndarray  # [B] int64, scored tokens of the chosen response, shared ones included
-    num_rejected: np.ndarray  # [B] int64, the same of the rejected response
+    num_rejected: np.ndarray  # [B] int64, scored tokens of the rejected response, shared ones included
     num_tokens: int  # tokens of the separate layout, without padding
     num_unique_tokens: int  # tokens of this layout, without padding
 
+    @property
+    def num_scored(self) -> int:
+        """Response tokens of both sides of all pairs."""
+        return int(self.num_chosen.sum() + self.num_rejected.sum())
 
-def segments(pair: TokenPair) -> int:
-    """Number of response tokens that both responses share: the length of their common prefix."""
+
+def num_shared_tokens(pair: TokenPair) -> int:
+    """Length of the common prefix of both responses, in tokens."""
     length = min(len(pair.chosen_ids), len(pair.rejected_ids))
     differs = pair.chosen_ids[:length] != pair.rejected_ids[:length]
     return int(differs.argmax()) if differs.any() else length
 
 
-def packed_tokens(pair: TokenPair, layout: Layout) -> int:
-    """Number of rows that the pair takes in a pack, without padding."""
-    return attention_cost(pair, layout)[0]
+def num_positions(pair: TokenPair, layout: Layout) -> int:
+    """Positions of the pair in a pack, without padding."""
+    return positions_and_products(pair, layout)[0]
 
 
-def attention_cost(pair: TokenPair, layout: Layout) -> tuple[int, int]:
-    """(rows of the pair in a pack, key-query products of its causal attention): its time in the layers."""
+def positions_and_products(pair: TokenPair, layout: Layout) -> tuple[int, int]:
+    """(positions of the pair in a pack, key-query products of its causal attention): its work in the layers."""
     num_prompt, num_chosen, num_rejected = len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
     if layout == "separate":
         prefix, main, suffix = 0, num_prompt + num_chosen, num_prompt + num_rejected
     else:
-        num_shared = segments(pair)
+        num_shared = num_shared_tokens(pair)
         prefix, main, suffix = num_prompt + num_shared, num_prompt + num_chosen, num_rejected - num_shared
     return main + suffix, main * (main + 1) // 2 + suffix * prefix + suffix * (suffix + 1) // 2
 
 
-def scored_rows(pair: TokenPair, layout: Layout) -> int:
-    """Number of rows that the pair brings to the LM head."""
-    num_shared = segments(pair) if layout == "shared" else 0
+def num_targets(pair: TokenPair, layout: Layout) -> int:
+    """Scored targets of the pair: its work in the LM head."""
+    num_shared = num_shared_tokens(pair) if layout == "shared" else 0
     return len(pair.chosen_ids) + len(pair.rejected_ids) - num_shared
 
 
 def build_pack(
     pairs: Sequence[TokenPair], indices: Sequence[int], layout: Layout, multiple_of: int, pad_id: int
 ) -> Pack:
-    """Lay out `pairs`, whose indices in the dataset are `indices`, in this order.
+    """Packs `pairs`, whose indices in the dataset are `indices`, in this order.
 
-    T is the next multiple of `multiple_of`. No pairs give `multiple_of` rows of padding and nothing to score: every
-    rank needs the same number of micro-batches, even where one has fewer pairs.
+    T is padded to a multiple of `multiple_of`. Without pairs the pack is `multiple_of` positions of padding and nothing
+    is scored: every rank needs the same number of micro-batches, including ranks with fewer pairs.
     """
     assert len(pairs) == len(indices), f"{len(pairs)} pairs, {len(indices)} indices"
     assert multiple_of >= 1
@@ -103,11 +108,11 @@ def build_pack(
 
     # Tokens of each pair [B]; `own` is R, the rejected tokens that are not shared (all of them in the separate layout).
     prompt, chosen, rejected = _count_tokens(pairs)
-    shared = np.array([segments(pair) if layout == "shared" else 0 for pair in pairs], dtype=np.int64)
+    shared = np.array([num_shared_tokens(pair) if layout == "shared" else 0 for pair in pairs], dtype=np.int64)
     prefix, own = prompt + shared, rejected - shared
 
-    # Rows of each pair [B]: of the first chosen token, of R's first token, and the one that predicts R's first token.
-    # Rows of each sequence: how many, by call, and the position of the first.
+    # Positions of each pair [B]: of the first chosen token, of R's first token, and of the one that predicts R's first
+    # token. Of each sequence: its length, by call, and its first position id.
     if layout == "shared":
         has_own = own > 0
         main, queries, keys = prompt + chosen, own[has_own], (prefix + own)[has_own]
@@ -142,10 +147,10 @@ def build_pack(
         cu_main=_cumulative(main),
         cu_suffix_q=_cumulative(queries),
         cu_suffix_k=_cumulative(keys),
-        suffix_k_index=key_rows,
+        suffix_k_position=key_rows,
         num_main=int(main.sum()),
         num_suffix=int(queries.sum()),
-        head_row=_ranges(
+        head_position=_ranges(
             np.stack([chosen_row - 1, branch_row, own_row], axis=1).ravel(),
             np.stack([chosen, np.minimum(own, 1), np.maximum(own - 1, 0)], axis=1).ravel(),
         ),
@@ -179,7 +184,7 @@ def _interleave(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
-    """The row at which each of consecutive sequences starts."""
+    """The start of each of consecutive sequences."""
     return np.cumsum(lengths) - lengths
 
 
@@ -188,5 +193,5 @@ def _cumulative(lengths: np.ndarray) -> np.ndarray:
 
 
 def _ranges(firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The integers first, first + 1, ... (length many) of every range, joined."""
+    """Concatenation of the ranges first, first + 1, ..., first + length - 1."""
     return np.repeat(firsts - _starts(lengths), lengths) + np.arange(lengths.sum())

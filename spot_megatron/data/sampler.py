@@ -1,7 +1,7 @@
-"""Which pairs make up each step's global batch, and which rank and micro-batch each of them goes to.
+"""Assigns pairs to global batches, data-parallel ranks and micro-batches.
 
-The plan of a step is a pure function of the sampler's arguments and the step's number: resuming needs nothing else, and
-every rank computes the whole plan by itself.
+The plan of a step is a pure function of the sampler's arguments and the step: resuming needs no other state, and every
+rank computes the whole plan.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from spot_megatron.data.mixture import FileShare, epoch_pairs
 from spot_megatron.errors import PairError
 
 Bins = list[list[int]]  # pair indices, by rank or by micro-batch
@@ -17,20 +18,34 @@ Bins = list[list[int]]  # pair indices, by rank or by micro-batch
 class BatchSampler:
     """Global batches over epochs, dealt to data-parallel ranks and micro-batches.
 
-    `tokens` [N] are each pair's rows in a pack, `costs` [N] its compute time in any unit, `ids` its name in errors.
-    A micro-batch holds at most `tokens_per_microbatch` tokens (padding apart) and `pairs_per_microbatch` pairs; one of
-    several pairs holds at most `shared_tokens`, if given. Every rank gets the same number of micro-batches, a multiple
-    of `microbatch_multiple`. The last batch of an epoch has what is left; `max_steps` ends the run before its last
-    epoch does.
+    Every rank gets the same number of micro-batches, a multiple of `microbatch_multiple`. The last batch of an epoch
+    holds the remaining pairs.
 
-    Order "shuffled": every epoch has a permutation of its own, and each batch is dealt so that the slowest rank has
-    little more than its share of the cost. A rank has empty micro-batches only where it has fewer pairs than that.
+    Order "shuffled": every epoch has its own permutation, and each batch is divided so that the slowest rank has little
+    more than its share of the cost. A rank has empty micro-batches only if it has fewer pairs than micro-batches.
 
-    Order "file": pairs stay in the order of the file, over epochs, micro-batches and ranks. With pairs_per_microbatch k
-    (and room in the budget) micro-batch j of a batch holds its pairs j*k to j*k + k - 1; ranks take micro-batches in
-    equal contiguous parts, and empty ones fill up. Without it, ranks take equal contiguous parts of the pairs.
+    Order "file": pairs keep the order of the file, over epochs, micro-batches and ranks. With pairs_per_microbatch k
+    (within the token budget) micro-batch j of a batch holds its pairs j*k to j*k + k - 1; ranks take equal contiguous
+    parts of the micro-batches, filled up by empty ones. Without it, ranks take equal contiguous parts of the pairs.
 
-    Raises PairError if there is no pair, or one that no micro-batch can hold.
+    Args:
+        tokens: [N] positions of each pair in a pack.
+        costs: [N] compute time of each pair, in any unit.
+        batch_pairs: pairs in a global batch.
+        epochs: passes over the pairs.
+        order: see above.
+        seed: of the permutations.
+        max_steps: upper bound on the steps.
+        dp_size: data-parallel ranks.
+        tokens_per_microbatch: upper bound on the tokens of a micro-batch, without padding.
+        pairs_per_microbatch: upper bound on its pairs.
+        shared_tokens: upper bound on the tokens of a micro-batch of several pairs.
+        microbatch_multiple: see above.
+        ids: names of the pairs in errors.
+        shares: how often an epoch holds each pair; None: once.
+
+    Raises:
+        PairError: no pairs, or a pair that exceeds `tokens_per_microbatch`.
     """
 
     def __init__(
@@ -49,19 +64,21 @@ class BatchSampler:
         shared_tokens: int | None = None,
         microbatch_multiple: int = 1,
         ids: Sequence[str] | None = None,
+        shares: Sequence[FileShare] | None = None,
     ) -> None:
         assert order in ("shuffled", "file"), order
         assert len(tokens) == len(costs)
         assert min(batch_pairs, epochs, dp_size, microbatch_multiple) >= 1
         assert pairs_per_microbatch is None or pairs_per_microbatch >= 1
         if len(tokens) == 0:
-            raise PairError("no pair is left to train on: every pair of data.pairs was dropped; the counts say why")
+            raise PairError("every pair of data.pairs was dropped; see the counts of the drop reasons")
         largest = int(np.argmax(tokens))
         if tokens[largest] > tokens_per_microbatch:
             name = ids[largest] if ids is not None else f"number {largest}"
             raise PairError(
-                f"pair {name} takes {tokens[largest]} tokens; data.tokens_per_microbatch is {tokens_per_microbatch}: "
-                f"set this to at least {tokens[largest]}, or lower data.max_tokens so that such pairs are dropped"
+                f"pair {name} takes {tokens[largest]} tokens, more than data.tokens_per_microbatch="
+                f"{tokens_per_microbatch}; set it to at least {tokens[largest]}, or lower data.max_tokens to drop such "
+                "pairs"
             )
         self.tokens = np.asarray(tokens, dtype=np.int64)
         self.costs = np.asarray(costs, dtype=np.float64)
@@ -74,24 +91,32 @@ class BatchSampler:
         self.bounds_pairs = pairs_per_microbatch is not None
         self.pairs_per_microbatch = pairs_per_microbatch or len(tokens)
         self.microbatch_multiple = microbatch_multiple
-        self.steps_per_epoch = _divide_up(len(tokens), batch_pairs)
+        self.shares = shares
+        self._epoch_order: tuple[int, np.ndarray] | None = None  # of the last epoch asked for
+        self.steps_per_epoch = _divide_up(len(self.epoch_pairs(0)), batch_pairs)
         num_steps = epochs * self.steps_per_epoch
         self.num_steps = num_steps if max_steps is None else min(num_steps, max_steps)
 
+    def epoch_pairs(self, epoch: int) -> np.ndarray:
+        """[pairs of the epoch] int64: indices in the order of the files, before shuffling."""
+        return np.arange(len(self.tokens)) if self.shares is None else epoch_pairs(self.shares, self.seed, epoch)
+
     def batch(self, step: int) -> list[int]:
-        """The pairs of a step's global batch, before they are dealt."""
+        """Indices of the pairs in a step's global batch."""
         assert 0 <= step < self.num_steps, f"step {step} of {self.num_steps}"
         epoch, batch = divmod(step, self.steps_per_epoch)
-        if self.order == "file":
-            order = np.arange(len(self.tokens))
-        else:
-            # RandomState, because numpy promises that its streams never change.
-            seeds = np.random.MT19937(np.random.SeedSequence([self.seed, epoch]))
-            order = np.random.RandomState(seeds).permutation(len(self.tokens))
+        if self._epoch_order is None or self._epoch_order[0] != epoch:
+            order = self.epoch_pairs(epoch)
+            if self.order == "shuffled":
+                # RandomState: numpy guarantees that its streams never change.
+                seeds = np.random.MT19937(np.random.SeedSequence([self.seed, epoch]))
+                order = order[np.random.RandomState(seeds).permutation(len(order))]
+            self._epoch_order = epoch, order
+        order = self._epoch_order[1]
         return order[batch * self.batch_pairs : (batch + 1) * self.batch_pairs].tolist()
 
     def plan(self, step: int) -> list[Bins]:
-        """By rank, by micro-batch: the pairs of the step. The same for equal arguments and step, on every rank."""
+        """By rank and micro-batch, the indices of the pairs of a step; equal on every rank."""
         batch = self.batch(step)
         if self.order == "shuffled":
             return self._pack_evenly(self._deal_to_ranks(batch))
@@ -111,12 +136,12 @@ class BatchSampler:
         return len(pairs) <= self.pairs_per_microbatch and int(self.tokens[pairs].sum()) <= most
 
     def _deal_to_ranks(self, batch: list[int]) -> Bins:
-        """Equal cost a rank; no rank gets more pairs than the fewest possible micro-batches of the batch can hold."""
+        """Ranks of about equal cost; no rank gets more pairs than the smallest number of micro-batches can hold."""
         num_microbatches = _divide_up(len(batch), self.dp_size * self.pairs_per_microbatch)
         return deal(batch, self.costs[batch], self.dp_size, num_microbatches * self.pairs_per_microbatch)
 
     def _pack_evenly(self, ranks: Bins) -> list[Bins]:
-        """Micro-batches of every rank's pairs: few, as many on every rank, and of about equal tokens."""
+        """Few micro-batches of every rank's pairs: equally many on every rank, of about equal tokens."""
         tight = [self._first_fit_decreasing(pairs) for pairs in ranks]
         most = self._whole_multiple(max(map(len, tight)))
         fewest_for_tokens = max(
@@ -131,7 +156,7 @@ class BatchSampler:
         return [_fill_up(bins, most, may_split=True) for bins in tight]
 
     def _first_fit_decreasing(self, pairs: list[int]) -> Bins:
-        """Few micro-batches: longest pairs first, each into the first micro-batch with room."""
+        """Few micro-batches: longest pairs first, each into the first micro-batch that has room."""
         bins: Bins = []
         for pair in sorted(pairs, key=lambda i: (-self.tokens[i], i)):
             for members in bins:
@@ -143,7 +168,7 @@ class BatchSampler:
         return bins
 
     def _next_fit(self, pairs: list[int]) -> Bins:
-        """Micro-batches that keep the order: a new one starts where the present one has no room."""
+        """Micro-batches in the order of the pairs: a new one starts when the current one is full."""
         bins: Bins = []
         for pair in pairs:
             if bins and self._fits([*bins[-1], pair]):
@@ -154,10 +179,10 @@ class BatchSampler:
 
 
 def deal(pairs: list[int], weights: np.ndarray, num_bins: int, most_pairs: int) -> Bins:
-    """Deal pairs with positive `weights` into bins of at most `most_pairs`, the heaviest bin as light as it gets.
+    """Divides pairs with positive `weights` into bins of at most `most_pairs`, with the least heaviest weight.
 
-    Longest processing time first, then moves and swaps out of the heaviest bin for as long as they help. With at least
-    as many pairs as bins, no bin stays empty.
+    Longest processing time first, then moves and swaps out of the heaviest bin while they reduce its weight. With at
+    least as many pairs as bins, no bin stays empty.
     """
     assert len(pairs) <= num_bins * most_pairs
     assert (weights > 0).all()
@@ -171,7 +196,7 @@ def deal(pairs: list[int], weights: np.ndarray, num_bins: int, most_pairs: int) 
         heaviest = int(load.argmax())
         ours, theirs = np.flatnonzero(bin_of == heaviest), np.flatnonzero(bin_of != heaviest)
         open_bins = np.flatnonzero((count < most_pairs) & (np.arange(num_bins) != heaviest))
-        # Columns: every pair of another bin, to swap with; then every bin with room, to move to.
+        # Columns: every pair of another bin (a swap), then every bin with room (a move).
         their_bin = np.concatenate([bin_of[theirs], open_bins])
         their_weight = np.concatenate([weights[theirs], np.zeros(len(open_bins))])
         change = weights[ours][:, None] - their_weight[None, :]
@@ -188,7 +213,7 @@ def deal(pairs: list[int], weights: np.ndarray, num_bins: int, most_pairs: int) 
 
 
 def _fill_up(bins: Bins, num_bins: int, may_split: bool) -> Bins:
-    """The same bins up to `num_bins`: the one with the most pairs halved, if bins may be split, or empty ones added."""
+    """The bins, extended to `num_bins`: by halving the one with the most pairs if `may_split`, else by empty bins."""
     bins = list(bins)
     while len(bins) < num_bins:
         largest = max(range(len(bins)), key=lambda i: len(bins[i]), default=None)

@@ -1,6 +1,6 @@
 """The part of a Hugging Face config.json that shapes a model, checked once and typed.
 
-Written by transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`): both are read.
+Reads files of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FAMILIES = {
     "Qwen3MoeForCausalLM": "qwen3_moe",
 }
 
-# Llama 3's rotary scaling as Megatron-Core computes it: these three are constants there, only `factor` is not.
+# Constants of Llama 3's rotary scaling in Megatron-Core; only `factor` can be set there.
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -65,29 +65,105 @@ class HFModelConfig:
     def dense_layers(self) -> tuple[int, ...]:
         return tuple(layer for layer in range(self.num_layers) if layer not in self.moe_layers)
 
+    @property
+    def moe_share(self) -> float:
+        """Share of the layers that have experts."""
+        return len(self.moe_layers) / self.num_layers
+
+    @property
+    def gated(self) -> bool:
+        """True if the first MLP matrix has a gate beside its up projection (SwiGLU), as in every supported family."""
+        return True
+
+    @property
+    def query_width(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def key_value_width(self) -> int:
+        """Of the keys, and of the values."""
+        return self.num_groups * self.head_dim
+
+    @property
+    def qkv_width(self) -> int:
+        return self.query_width + 2 * self.key_value_width
+
+    @property
+    def mlp_in_width(self) -> int:
+        """Outputs of a dense layer's first MLP matrix: gate and up, or up alone."""
+        return (2 if self.gated else 1) * self.intermediate_size
+
+    @property
+    def attention_weights(self) -> int:
+        """Parameters of one layer's attention matrices."""
+        return self.hidden_size * (self.qkv_width + self.query_width)
+
+    @property
+    def mlp_weights(self) -> int:
+        """Parameters of one dense layer's MLP matrices."""
+        return self.hidden_size * (self.mlp_in_width + self.intermediate_size)
+
+    @property
+    def expert_weights(self) -> int:
+        """Parameters of one expert."""
+        return 3 * self.hidden_size * self.expert_ffn_size
+
+    @property
+    def router_weights(self) -> int:
+        return self.hidden_size * self.num_experts
+
+    @property
+    def small_weights(self) -> int:
+        """Norms and biases of one layer."""
+        return 2 * self.hidden_size + 2 * self.head_dim * self.qk_norm + self.qkv_width * self.qkv_bias
+
+    @property
+    def embedding_weights(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters; a tied embedding is counted once."""
+        layers = self.num_layers * (self.attention_weights + self.small_weights)
+        layers += len(self.dense_layers) * self.mlp_weights
+        layers += len(self.moe_layers) * (self.router_weights + self.num_experts * self.expert_weights)
+        return layers + self.hidden_size + self.embedding_weights * (1 if self.tied else 2)
+
+    @property
+    def active_weights(self) -> int:
+        """Matrix parameters that a token is multiplied with: the LM head is one of them, the embedding is not."""
+        layers = self.num_layers * self.attention_weights + len(self.dense_layers) * self.mlp_weights
+        layers += len(self.moe_layers) * (self.router_weights + self.experts_per_token * self.expert_weights)
+        return layers + self.embedding_weights
+
 
 def read_hf_config(folder: str | Path) -> HFModelConfig:
     """Reads `folder`/config.json.
 
     Raises:
-        WeightError: the file is missing, is not JSON, names another architecture, or uses an option that
-            the Megatron model does not reproduce (sliding windows, another rope scaling than
-            Llama 3's, another activation, biases other than Qwen2's).
+        WeightError: the file is missing, is not JSON, names an unsupported architecture, has a size that is not a
+            positive whole number, or uses an option that the Megatron model does not reproduce (quantization,
+            sliding windows, rope scaling other than Llama 3's, another activation, biases other than Qwen2's).
     """
     path = Path(folder) / "config.json"
     try:
         raw = json.loads(path.read_text())
     except FileNotFoundError:
         raise WeightError(f"{path} does not exist: model.hf must be a Hugging Face model folder") from None
-    except json.JSONDecodeError as error:
-        raise WeightError(f"{path} is not JSON (line {error.lineno}): {error.msg}") from None
+    except OSError as error:
+        raise WeightError(f"{path} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise WeightError(f"{path} is not JSON: {error}; fetch it again") from None
     if not isinstance(raw, dict):
-        raise WeightError(f"{path} holds no JSON object")
+        raise WeightError(f"{path} does not hold a JSON object")
     names = raw.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise WeightError(f"{path}: architectures must be a list of names")
     family = next((FAMILIES[name] for name in names if name in FAMILIES), None)
     if family is None:
         raise WeightError(f"{path}: architectures is {names}; supported are {sorted(FAMILIES)}")
     _refuse_unsupported(raw, path)
+    _check_sizes(raw, path)
     try:
         theta, factor = _rope(raw, path)
         return HFModelConfig(
@@ -109,11 +185,29 @@ def read_hf_config(folder: str | Path) -> HFModelConfig:
             **(_experts(raw, path) if family == "qwen3_moe" else {}),
         )
     except KeyError as error:
-        raise WeightError(f"{path} has no key {error}, which {names[0]} needs") from None
+        raise WeightError(f"{path} lacks the key {error}, which {names[0]} needs") from None
+    except (TypeError, ValueError) as error:
+        raise WeightError(f"{path} holds a value of the wrong type: {error}") from None
+
+
+# Sizes and their upper bounds, far above every model: they decide how much memory is allocated.
+_SIZES = {
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 10_000),
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), 10_000),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size", "head_dim"), 10**7),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings"), 10**9),
+}
+
+
+def _check_sizes(raw: dict[str, Any], path: Path) -> None:
+    for key, largest in _SIZES.items():
+        value = raw.get(key)
+        if value is not None and not (type(value) is int and 1 <= value <= largest):
+            raise WeightError(f"{path}: {key}={value!r} must be a whole number from 1 to {largest}")
 
 
 def _experts(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Which layers have experts, and how they are routed."""
+    """The layers with experts, and the routing options."""
     num_experts = raw["num_local_experts" if "num_local_experts" in raw else "num_experts"]  # transformers 5, 4
     step, dense = raw["decoder_sparse_step"], raw.get("mlp_only_layers") or []
     chosen, norm_topk = raw["num_experts_per_tok"], raw["norm_topk_prob"]
@@ -137,7 +231,7 @@ def _rope(raw: dict[str, Any], path: Path) -> tuple[float, float | None]:
     if "rope_theta" in raw:
         rope.setdefault("rope_theta", raw["rope_theta"])
     if "rope_theta" not in rope:
-        raise WeightError(f"{path} names neither rope_theta nor rope_parameters.rope_theta")
+        raise WeightError(f"{path} has neither rope_theta nor rope_parameters.rope_theta")
     theta, kind = float(rope["rope_theta"]), rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, None
@@ -146,14 +240,20 @@ def _rope(raw: dict[str, Any], path: Path) -> tuple[float, float | None]:
     for key, constant in LLAMA3_ROPE.items():
         if rope.get(key) != constant:
             raise WeightError(
-                f"{path}: llama3 rope with {key}={rope.get(key)}, where Megatron-Core computes with {constant}; "
-                "another value would be another model"
+                f"{path}: llama3 rope with {key}={rope.get(key)} is not supported; Megatron-Core computes with "
+                f"{constant}"
             )
     return theta, float(rope["factor"])
 
 
 def _refuse_unsupported(raw: dict[str, Any], path: Path) -> None:
-    """A model that would be computed differently is refused, never approximated."""
+    """Raises WeightError for a model that Megatron would compute differently."""
+    for key in ("quantization_config", "compression_config"):
+        if raw.get(key) is not None:
+            raise WeightError(
+                f"{path}: {key} is set, but quantized models are not supported; remove the key {key} if the weights "
+                "are already float32, float16 or bfloat16, otherwise dequantize the model first"
+            )
     checks = {
         "hidden_act": raw.get("hidden_act", "silu") == "silu",
         "attention_bias": not raw.get("attention_bias", False),

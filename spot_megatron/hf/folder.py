@@ -1,9 +1,8 @@
-"""Reading the tensors of a Hugging Face model folder with PyTorch. No Megatron here."""
+"""Reading the tensors of a Hugging Face model folder with PyTorch. This module does not import Megatron."""
 
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from spot_megatron.errors import WeightError
+from spot_megatron.hf.checksums import is_weight_file, read_checksums, refuse_differing, sums_of
 from spot_megatron.hf.index import HFIndex
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 
 
 class HFFolder(HFIndex):
-    """A Hugging Face folder whose tensors can be read, whole or in part."""
+    """A Hugging Face folder whose tensors can be read, whole or sliced."""
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
@@ -35,9 +35,9 @@ class HFFolder(HFIndex):
         return DTYPES[self.spans[name].kind]
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
-        """The tensor, or the part of it at `index` (one slice for each leading dimension), on the CPU.
+        """The tensor, or its slice at `index` (one slice for each leading dimension), on the CPU.
 
-        Reads no more than that part. Slices that reach beyond the end are cut off there.
+        Reads only that slice. A slice that ends beyond a dimension is truncated.
         """
         file = self.spans[name].file
         if file not in self._handles:
@@ -46,18 +46,17 @@ class HFFolder(HFIndex):
         return self._handles[file].get_slice(name)[tuple(cut) if cut else ...]
 
     def digest(self) -> str:
-        """Hex digest of config.json and of every byte of the weight files (about a second per GB and thread)."""
-        files = [self.folder / "config.json", *self.files()]
-        with ThreadPoolExecutor() as threads:
-            return hashlib.sha256("".join(threads.map(_file_digest, files)).encode()).hexdigest()
+        """Hex digest of config.json and of every byte of the weight files (about a second per GB and thread).
 
-
-def _file_digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
+        Raises:
+            WeightError: a weight file differs from the folder's SHA256SUMS.
+        """
+        sums = sums_of(self.folder, ["config.json", *(file.name for file in self.files())])
+        expected = read_checksums(self.folder, WeightError)
+        refuse_differing(
+            self.folder, {name: sums[name] for name in sums if is_weight_file(name)}, expected, WeightError
+        )
+        return hashlib.sha256("".join(sums.values()).encode()).hexdigest()
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:

@@ -1,6 +1,7 @@
-"""What a Hugging Face model folder holds: safetensors shards and their index. Neither PyTorch nor Megatron here.
+"""The tensors of a Hugging Face model folder: safetensors shards and their index.
 
-Every header is checked first, so that a damaged folder is refused before anything is loaded.
+All headers are checked first, so that a damaged folder is refused before a tensor is loaded. This module imports
+neither PyTorch nor Megatron.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ import json
 from pathlib import Path
 
 from spot_megatron.errors import WeightError
+from spot_megatron.files import BLOCK_BYTES
 from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.hf.names import EMBEDDING, LM_HEAD, hf_shapes, is_derived
 from spot_megatron.hf.safetensors import Span, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-BLOCK_BYTES = 1 << 24
 
 
 class HFIndex:
@@ -23,7 +24,7 @@ class HFIndex:
 
     Raises:
         WeightError: no (readable) weights, a shard that the index names is missing, a truncated or damaged file, an
-            index that names a tensor which its file lacks, a tensor in two files, or a tensor that is no float.
+            index that names a tensor which its file lacks, a tensor in two files, or a tensor that is not a float.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -36,7 +37,7 @@ class HFIndex:
             if name not in self.spans or self.spans[name].file != file:
                 raise WeightError(
                     f"{self.folder / INDEX_FILE} says that {name} is in {file.name}, which does not hold it: "
-                    "index and shards are not of one model; fetch the folder again"
+                    "index and shards belong to different models; fetch the folder again"
                 )
 
     def names(self) -> list[str]:
@@ -48,7 +49,7 @@ class HFIndex:
         return sorted({span.file for span in self.spans.values()})
 
     def kinds(self) -> dict[str, str]:
-        """The data type of every tensor, by its safetensors name: what an export needs to give back the same files."""
+        """The data type of every tensor by its safetensors name; an export casts to them."""
         return {name: self.spans[name].kind for name in self.names()}
 
     def _add(self, file: Path) -> None:
@@ -66,7 +67,7 @@ class HFIndex:
 
 
 def check_folder(hf: HFIndex, config: HFModelConfig) -> None:
-    """Compares the folder's tensors with what config.json promises; reads headers only (and a tied `lm_head`).
+    """Compares the folder's tensors with config.json; reads headers only (and a tied `lm_head`).
 
     Raises:
         WeightError: a tensor is missing, unknown or of another shape than config.json says, or a tied folder's
@@ -79,7 +80,7 @@ def check_folder(hf: HFIndex, config: HFModelConfig) -> None:
         if EMBEDDING in present and not same_bytes(head, hf.spans[EMBEDDING]):
             raise WeightError(
                 f"{head.file}: {LM_HEAD} differs from {EMBEDDING}, though config.json ties them; "
-                "set tie_word_embeddings to false if the head was trained apart, or remove the tensor"
+                "set tie_word_embeddings to false if the head was trained separately, or remove the tensor"
             )
         present.remove(LM_HEAD)
     for problem, names in {"lacks": wanted.keys() - present, "holds unknown": present - wanted.keys()}.items():
@@ -87,7 +88,7 @@ def check_folder(hf: HFIndex, config: HFModelConfig) -> None:
             first = ", ".join(sorted(names)[:8])
             raise WeightError(
                 f"{hf.folder} {problem} {len(names)} tensor(s): {first}{' ...' if len(names) > 8 else ''}; "
-                "its weights are not those of its config.json"
+                "its weights do not belong to its config.json"
             )
     for name, shape in wanted.items():
         span = hf.spans[name]
@@ -117,7 +118,7 @@ def _find_files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
         if single.is_file() and single not in placed.values():
             raise WeightError(
                 f"{folder} holds both {SINGLE_FILE} and an {INDEX_FILE} that does not name it: "
-                "two models in one folder; remove the one that is not meant"
+                "two models in one folder; remove one of them"
             )
         return sorted(set(placed.values())), placed
     found = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
@@ -126,12 +127,12 @@ def _find_files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
     if found:
         raise WeightError(f"{folder} holds {len(found)} safetensors files but no {INDEX_FILE}; fetch the index as well")
     if not folder.is_dir():
-        raise WeightError(f"{folder} is no folder: name a folder in the Hugging Face format")
+        raise WeightError(f"{folder} is not a folder: name a folder in the Hugging Face format")
     if any(folder.glob("*.bin")):
         raise WeightError(
             f'{folder} holds only PyTorch .bin weights; save it as safetensors first: python -c "from transformers '
             f"import AutoModelForCausalLM as M; M.from_pretrained('{folder}', dtype='auto').save_pretrained('NEW')\" "
-            "and copy the tokenizer's files"
+            "and copy the tokenizer files"
         )
     raise WeightError(f"{folder} holds no weights ({SINGLE_FILE}, or {INDEX_FILE} and its shards)")
 
@@ -139,9 +140,13 @@ def _find_files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
 def _read_index(index: Path) -> dict[str, Path]:
     try:
         placed = json.loads(index.read_text())["weight_map"]
-        names_are_plain = all(Path(file).name == file for file in placed.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+        names_are_plain = all(
+            Path(file).name == file and file.endswith(".safetensors") and file.isprintable() for file in placed.values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise WeightError(f"{index} is damaged: it must be JSON with a weight_map of tensor and file names") from None
     if not placed or not names_are_plain:
-        raise WeightError(f"{index} is damaged: weight_map must name files of its own folder, and at least one")
+        raise WeightError(
+            f"{index} is damaged: weight_map must name a tensor, and only .safetensors files of its own folder"
+        )
     return {name: index.parent / file for name, file in placed.items()}

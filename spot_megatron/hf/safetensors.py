@@ -1,4 +1,4 @@
-"""The safetensors format, byte by byte: which bytes of a file are which tensor. Neither PyTorch nor Megatron here.
+"""The safetensors format: which bytes of a file belong to which tensor. Imports neither PyTorch nor Megatron.
 
 A file is 8 bytes of header length (little endian), the header (JSON: name -> dtype, shape, data_offsets), then the
 tensors without gaps. https://github.com/huggingface/safetensors (README, "Format")
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,15 @@ from typing import Any
 
 from spot_megatron.errors import WeightError
 
-KIND_BYTES = {"F32": 4, "F16": 2, "BF16": 2}  # what is read and written, by the format's own names
+KIND_BYTES = {"F32": 4, "F16": 2, "BF16": 2}  # the supported data types, by the format's own names
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+MOST_DIMENSIONS = 8
+LONGEST_NAME = 500
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where a tensor is: `offset` counts bytes from the start of the file."""
+    """The place of a tensor; `offset` is in bytes from the start of the file."""
 
     file: Path
     kind: str
@@ -41,7 +44,8 @@ def read_header(file: Path) -> dict[str, Span]:
     """Every tensor of a file.
 
     Raises:
-        WeightError: the header does not describe the file exactly, or holds a tensor twice or one that is no float.
+        WeightError: the header does not describe the file exactly, names a tensor twice, or has one that is not a
+            float.
     """
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -51,10 +55,10 @@ def read_header(file: Path) -> dict[str, Span]:
         text = stream.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_without_repeats)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise _damaged(file, f"its header is not JSON: {error}") from None
     if not isinstance(header, dict):
-        raise _damaged(file, "its header is no JSON object")
+        raise _damaged(file, "its header is not a JSON object")
     header.pop("__metadata__", None)
     spans = {name: _span(file, 8 + length, name, entry) for name, entry in header.items()}
     end = 8 + length
@@ -70,15 +74,17 @@ def read_header(file: Path) -> dict[str, Span]:
 def _span(file: Path, start: int, name: str, entry: Any) -> Span:
     try:
         kind, shape, (first, last) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
-        sound = all(type(number) is int and number >= 0 for number in (*shape, first, last))
+        is_valid = len(shape) <= MOST_DIMENSIONS and all(
+            type(number) is int and 0 <= number < 1 << 63 for number in (*shape, first, last)
+        )
     except (TypeError, KeyError, ValueError):
-        raise _damaged(file, f"its header does not describe {name}") from None
-    if not sound:
-        raise _damaged(file, f"its header does not describe {name}")
+        is_valid = False
+    if not is_valid or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise _damaged(file, f"its header does not describe {name[:LONGEST_NAME]!r}")
     if kind not in KIND_BYTES:
         raise WeightError(
-            f"{file}: {name} has the data type {kind}; only {', '.join(KIND_BYTES)} are read. "
-            "A quantised model must be dequantised first"
+            f"{file}: {name} has the data type {kind[:20]!r}; only {', '.join(KIND_BYTES)} are supported. "
+            "Dequantize a quantized model first"
         )
     span = Span(file, kind, shape, start + first)
     if span.num_bytes != last - first:
@@ -89,8 +95,8 @@ def _span(file: Path, start: int, name: str, entry: Any) -> Span:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands in it twice")
+        (name, _), *_ = (Counter(name for name, _ in pairs)).most_common(1)
+        raise ValueError(f"{name[:LONGEST_NAME]!r} occurs twice")
     return content
 
 
@@ -102,7 +108,7 @@ def _damaged(file: Path, reason: str) -> WeightError:
 
 
 def make_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
-    """The start of a file with these tensors (name -> kind, shape), and where each one's bytes belong.
+    """The header of a file with these tensors (name -> kind, shape), and the offset of each tensor in the file.
 
     Wide types come first, so that each tensor is aligned; the header is padded to 8 bytes for the same reason.
     """
@@ -121,7 +127,7 @@ def make_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[byt
 def plan_shards(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], shard_bytes: int
 ) -> list[dict[str, tuple[str, tuple[int, ...]]]]:
-    """Divides tensors, in their order, into files of at most `shard_bytes`; a larger one gets a file of its own."""
+    """Divides tensors, in their order, into files of at most `shard_bytes`; a larger tensor gets its own file."""
     shards: list[dict[str, tuple[str, tuple[int, ...]]]] = []
     room = 0
     for name, (kind, shape) in tensors.items():

@@ -1,4 +1,4 @@
-"""Hugging Face config + recipe -> Megatron's TransformerConfig. Every limit of the pair of them is checked here."""
+"""Hugging Face config + recipe -> Megatron's TransformerConfig. Combinations that cannot run are refused here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from spot_megatron.errors import RecipeError
 from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.model.attention.cuda import pick_kernel
+from spot_megatron.parallel.installed import import_problem
 from spot_megatron.parallel.split import check_parallel, layers_of_stage
 from spot_megatron.recipe import Memory, Parallel, Precision, Recipe
 
@@ -21,9 +22,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass
 class PairConfig(TransformerConfig):
-    """Megatron's configuration, and what this project adds to it."""
+    """Megatron's configuration with this project's options."""
 
-    recompute_above_tokens: int | None = None  # packs of more rows are recomputed in full, all others not at all
+    recompute_above_tokens: int | None = None  # longer packs are recomputed in full, all others not at all
     attention_kernel: str = "auto"  # of model/attention/cuda.py, on CUDA
 
 
@@ -32,10 +33,10 @@ def transformer_config(hf: HFModelConfig, recipe: Recipe, device: str) -> PairCo
 
     Raises:
         RecipeError: a parallel size does not divide the model, or FP8, the optimizer's states or the attention kernel
-            cannot be had here.
+            cannot run here.
     """
     check_parallel(hf, recipe.parallel)
-    check_fp8(recipe.precision, device)
+    check_fp8(recipe.precision, device, has_experts=bool(hf.moe_layers))
     check_states(recipe, device)
     check_attention(recipe, device)
     dtype = DTYPES[recipe.precision.dtype]
@@ -66,6 +67,7 @@ def transformer_config(hf: HFModelConfig, recipe: Recipe, device: str) -> PairCo
         # The interleaved schedule of two stages sends both ways between the same ranks; this form keeps them apart.
         overlap_p2p_comm=recipe.parallel.virtual_pipeline is not None,
         batch_p2p_comm=recipe.parallel.virtual_pipeline is None,
+        batch_p2p_sync=False,  # a wait for the whole device after each exchange, for a race in PyTorch before 2.0
         deterministic_mode=recipe.deterministic and cuda,
         tensor_model_parallel_size=recipe.parallel.tensor,
         sequence_parallel=recipe.parallel.sequence,
@@ -87,8 +89,9 @@ def transformer_config(hf: HFModelConfig, recipe: Recipe, device: str) -> PairCo
     return PairConfig(**options)
 
 
-def check_fp8(precision: Precision, device: str) -> None:
-    """Without Transformer Engine, Megatron-Core trains an FP8 configuration in bf16 and says nothing; this raises."""
+def check_fp8(precision: Precision, device: str, has_experts: bool = False) -> None:
+    """Raises RecipeError where FP8 cannot run. Without Transformer Engine, Megatron-Core trains an FP8 configuration
+    in bf16 and gives no warning."""
     if precision.fp8 == "none":
         return
     if device != "cuda":
@@ -97,6 +100,12 @@ def check_fp8(precision: Precision, device: str) -> None:
         raise RecipeError(
             f"precision.fp8={precision.fp8} needs Transformer Engine, which is not installed here; "
             "use the image of docker/, or set precision.fp8=none"
+        )
+
+    if precision.fp8 == "blockwise" and has_experts:
+        raise RecipeError(
+            "precision.fp8=blockwise quantises tiles of 128 tokens, and Megatron-Core pads each expert's tokens to 16; "
+            "for a model with experts set precision.fp8 to tensorwise or none"
         )
 
 
@@ -118,7 +127,15 @@ def check_attention(recipe: Recipe, device: str) -> None:
 
 
 def has_transformer_engine() -> bool:
-    return importlib.util.find_spec("transformer_engine") is not None
+    """Whether Transformer Engine's layers can be used.
+
+    Raises:
+        RecipeError: it is installed and cannot be imported; without it training would be slower, and different.
+    """
+    problem = import_problem("transformer_engine.pytorch")
+    if problem and "its import fails" in problem:
+        raise RecipeError(f"Transformer Engine {problem}; reinstall it for this PyTorch, or remove it")
+    return problem is None
 
 
 def _stages(num_layers: int, parallel: Parallel) -> dict[str, int]:

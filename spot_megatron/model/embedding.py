@@ -3,7 +3,7 @@
 PyTorch's makes a gradient of the whole table, for Qwen3 as large as a tenth of a small model, which Megatron's DDP then
 adds to its buffer. Here each row's gradient goes into that buffer directly.
 
-Shapes: T rows of a pack, H hidden size, Vp rows of this rank's weight shard.
+Shapes: T positions of a pack, H hidden size, Vp rows of this rank's weight shard.
 """
 
 from __future__ import annotations

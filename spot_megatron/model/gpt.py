@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -42,17 +43,20 @@ class PairGPT(GPTModel):
         if self.head_is_embedding:
             # Megatron would add the placeholder of a gradient that lies in its buffer already.
             self.embedding.word_embeddings.weight.zero_out_wgrad = False
+        # Megatron's block of layers reads from its config, at each forward, whether to recompute them.
+        self.keeping_config = copy.copy(self.config)
+        self.keeping_config.recompute_granularity = None
 
     def forward(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """See the class. Megatron asks its config at every run of the layers whether to recompute them."""
+        """See the class. Only packs of more than `recompute_above_tokens` positions are recomputed, if it is set."""
         most = self.config.recompute_above_tokens
         if most is not None:
-            num_rows = input_ids.shape[1] * self.config.context_parallel_size
-            self.config.recompute_granularity = "full" if num_rows > most else None
+            is_short = input_ids.shape[1] * self.config.context_parallel_size <= most
+            self.decoder.config = self.keeping_config if is_short else self.config
         return super().forward(input_ids, *args, **kwargs)
 
     def _preprocess(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Rotary rows by position id: both suffixes continue the positions of their prefix."""
+        """Rotary embeddings by position id: both suffixes continue the positions of their prefix."""
         if self.pre_process:
             kwargs["decoder_input"] = self._embed(kwargs["input_ids"][0])
         decoder_input, rotary_pos_emb, *rest = super()._preprocess(*args, **kwargs)
@@ -63,14 +67,14 @@ class PairGPT(GPTModel):
         if not self.post_process:
             return hidden_states
         layout: PairSeqParams = kwargs["packed_seq_params"]
-        # One gather of rows: the last shared row predicts the first token of both suffixes, so it stands here twice;
-        # rows of the prompt are absent.
-        rows_SH = self._whole_rows(hidden_states)[:, 0].index_select(0, layout.head_row)
+        # One gather: the last shared position predicts the first token of both suffixes, so it occurs twice;
+        # positions of the prompt do not occur.
+        scored_SH = self._whole_pack(hidden_states)[:, 0].index_select(0, layout.head_position)
         holder = self.embedding.word_embeddings if self.head_is_embedding else self.output_layer
         weight_VpH = _weight_of(holder)
         group = self.pg_collection.tp
         return linear_logprob(
-            rows_SH,
+            scored_SH,
             weight_VpH,
             layout.head_target,
             vocab_size=self.real_vocab_size,
@@ -80,14 +84,14 @@ class PairGPT(GPTModel):
         )
 
     def _embed(self, ids_T: Tensor) -> Tensor:
-        """[T, 1, H] on every tensor rank, or its part of the rows when the sequence is split."""
+        """[T, 1, H] on every tensor rank, or its part of the positions when the sequence is split."""
         weight_VpH = _weight_of(self.embedding.word_embeddings)
         part_T1H = embed(ids_T, weight_VpH, vocab_start=self.pg_collection.tp.rank() * weight_VpH.shape[0])[:, None]
         if self.config.sequence_parallel:
             return tensor_parallel.reduce_scatter_to_sequence_parallel_region(part_T1H)
         return tensor_parallel.reduce_from_tensor_model_parallel_region(part_T1H)
 
-    def _whole_rows(self, hidden_states: Tensor) -> Tensor:
+    def _whole_pack(self, hidden_states: Tensor) -> Tensor:
         """[T, 1, H] on every tensor rank; each rank's gradient is a part of the sum over ranks."""
         if self.config.sequence_parallel:
             return tensor_parallel.gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True)
@@ -127,26 +131,30 @@ def build_model(config: TransformerConfig, hf: HFModelConfig) -> list[PairGPT]:
         )
         mark_split_weights(model)
         _mark_expert_weights(model)
-        # Rows are picked by position id, so the table must be whole: Megatron would cut it for context parallelism.
+        # Picked by position id, so the table must be whole: Megatron would cut it for context parallelism.
         model.rotary_pos_emb.cp_group = None
         chunks.append(model.cuda(torch.cuda.current_device()))
     return chunks
 
 
 def _mark_expert_weights(model: PairGPT) -> None:
-    """Has the experts' gradients summed over the ranks that hold copies of them, which are not those of other weights.
+    """Has the experts' gradients summed over the ranks that hold copies of them, which are not those of other weights,
+    and counted in the gradient norm on every tensor rank.
 
-    Megatron does so only if experts are split. Unsplit under tensor parallelism each tensor rank would train its
-    experts on its own part of the sequence alone, and they would drift apart.
+    Megatron sums them only if experts are split. Unsplit under tensor parallelism each tensor rank would train its
+    experts on its own part of the sequence alone, and they would drift apart. Up to 0.18.2 it leaves the mark for the
+    norm out of Transformer Engine's grouped weights (Megatron-LM issue 5916). Every rank's shard of them in the
+    distributed optimizer is another one, so each counts.
     """
     for name, parameter in model.named_parameters():
         if ".mlp.experts." in name:
             parameter.allreduce = False
+            parameter.tensor_model_parallel = True
 
 
 def _block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
     """Transformer Engine's layers where it is installed and CUDA in use, else Megatron's; both with PairAttention."""
-    engine = has_transformer_engine() and not config.use_cpu_initialization
+    engine = not config.use_cpu_initialization and has_transformer_engine()
     make = _engine_layer if engine else _local_layer
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)

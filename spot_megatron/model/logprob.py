@@ -1,17 +1,16 @@
 """Log-probabilities of target tokens from hidden states, without ever holding [tokens, vocabulary] of a long pack.
 
-The LM head runs over tiles of the vocabulary, all rows at a time, with an online softmax. So a tile of logits stays in
-the cache, and backward writes each row of the weight's gradient once, straight into Megatron's gradient buffer where
-there is one. What backward needs of a tile, its softmax, is kept for as many tiles as fit a bound, and computed again
-for the others. Statistics are in float32 or better whatever the model's dtype. The head's weight may be split over the
-vocabulary.
+The LM head runs over tiles of the vocabulary, all scored positions at a time, with an online softmax. So a tile of
+logits stays in the cache, and backward writes each row of the weight's gradient once, straight into Megatron's gradient
+buffer where there is one. What backward needs of a tile, its softmax, is kept for as many tiles as fit a bound, and
+computed again for the others. Statistics are in float32 or better whatever the model's dtype. The head's weight may be
+split over the vocabulary.
 
-Shapes: S scored rows, H hidden size, Vp rows of this rank's weight shard, W rows of a tile.
+Shapes: S scored positions, H hidden size, Vp rows of this rank's weight shard, W rows of a tile.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,22 +18,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spot_megatron.model.embedding import placeholder_gradient
+from spot_megatron.model.head_memory import CPU_HEAD_MEMORY, HeadMemory, gpu_head_memory
 
-
-@dataclass(frozen=True)
-class HeadMemory:
-    """How much the head may hold. It changes speed and memory; values only by rounding."""
-
-    tile_elements: int  # logits of one tile
-    kept_bytes: int  # softmax of tiles, kept from forward to backward
+TILE_MULTIPLE = 128  # rows of a tile: at other widths cuBLAS has slower bf16 kernels, or none for tensor cores
 
 
 def head_memory(device: torch.device) -> HeadMemory:
-    """On CUDA shares of the card's whole memory, not of what is free, so that a resumed run rounds as before."""
+    """The bounds on this device."""
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        return HeadMemory(tile_elements=total // 4096, kept_bytes=total // 64)
-    return HeadMemory(tile_elements=2**21, kept_bytes=2**26)  # a tile of 8 MiB of float32 stays in the cache
+        return gpu_head_memory(torch.cuda.get_device_properties(device).total_memory)
+    return CPU_HEAD_MEMORY
 
 
 def linear_logprob(
@@ -51,7 +44,7 @@ def linear_logprob(
     """log softmax(hidden @ weight.T)[target], the softmax over the first `vocab_size` rows of the whole weight.
 
     Args:
-        hidden_SH: hidden state of each scored row; every rank of `group` holds all rows.
+        hidden_SH: hidden state of each scored position; every rank of `group` holds all of them.
         weight_VpH: this rank's rows of the head, rows [vocab_start, vocab_start + Vp) of the whole; rows from
             `vocab_size` on are padding and take no probability. Under Megatron's DDP its gradient is added to
             `weight.main_grad` in backward.
@@ -67,12 +60,18 @@ def linear_logprob(
     """
     num_real = max(0, min(vocab_size - vocab_start, weight_VpH.shape[0]))
     memory = memory or head_memory(hidden_SH.device)
-    num_rows = max(1, hidden_SH.shape[0])
-    width = max(1, memory.tile_elements // num_rows)
+    num_scored = max(1, hidden_SH.shape[0])
+    width = tile_width(num_scored, memory)
     tiles = [(start, min(start + width, num_real)) for start in range(0, num_real, width)]
-    kept_columns = memory.kept_bytes // (num_rows * hidden_SH.element_size()) if torch.is_grad_enabled() else 0
+    kept_columns = memory.kept_bytes // (num_scored * hidden_SH.element_size()) if torch.is_grad_enabled() else 0
     num_kept = sum(stop <= kept_columns for _, stop in tiles)
     return _LinearLogprob.apply(hidden_SH, weight_VpH, target_S - vocab_start, group, tiles, num_kept, is_embedding)
+
+
+def tile_width(num_scored: int, memory: HeadMemory) -> int:
+    """Rows of the weight that are multiplied at a time."""
+    width = max(1, memory.tile_elements // num_scored)
+    return width if width < TILE_MULTIPLE else width - width % TILE_MULTIPLE
 
 
 class _LinearLogprob(torch.autograd.Function):
@@ -89,11 +88,11 @@ class _LinearLogprob(torch.autograd.Function):
     ) -> Tensor:
         """`local_S`: targets as rows of this rank's shard; those of other ranks lie outside.
         `num_kept`: tiles, the first ones, whose softmax is kept for backward."""
-        num_rows, dtype = hidden_SH.shape[0], torch.promote_types(hidden_SH.dtype, torch.float32)
-        largest_S = hidden_SH.new_full((num_rows,), -torch.inf, dtype=dtype)
+        num_scored, dtype = hidden_SH.shape[0], torch.promote_types(hidden_SH.dtype, torch.float32)
+        largest_S = hidden_SH.new_full((num_scored,), -torch.inf, dtype=dtype)
         sum_S = torch.zeros_like(largest_S)  # of exp(logit - largest) over the tiles so far
         picked_S = torch.zeros_like(largest_S)  # the target's logit where this rank owns it
-        kept = hidden_SH.new_empty(num_rows * tiles[num_kept - 1][1]) if num_kept else None
+        kept = hidden_SH.new_empty(num_scored * tiles[num_kept - 1][1]) if num_kept else None
         kept_largest: list[Tensor] = []
         for index, (start, stop) in enumerate(tiles):
             logits_SW = (hidden_SH @ weight_VpH[start:stop].T).to(dtype)
@@ -104,7 +103,7 @@ class _LinearLogprob(torch.autograd.Function):
             sum_S = sum_S * torch.exp(largest_S - new_largest_S) + exp_SW.sum(dim=1)
             largest_S = new_largest_S
             if kept is not None and index < num_kept:
-                kept[num_rows * start : num_rows * stop].view_as(exp_SW).copy_(exp_SW)
+                kept[num_scored * start : num_scored * stop].view_as(exp_SW).copy_(exp_SW)
                 kept_largest.append(largest_S)
         lse_S = largest_S + torch.log(sum_S)
 
@@ -122,11 +121,11 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """With p the softmax and g the incoming gradient, d logits = g (onehot(target) - p), a scalar a row times what
-        forward knows: g scales the narrow operands of both products, never a tile."""
+        """With p the softmax and g the incoming gradient, d logits = g (onehot(target) - p), a scalar a position times
+        what forward knows: g scales the narrow operands of both products, never a tile."""
         (grad_S,) = grads
         hidden_SH, weight_VpH, local_S, lse_S, kept, *kept_largest = ctx.saved_tensors
-        num_rows, dtype = hidden_SH.shape[0], lse_S.dtype
+        num_scored, dtype = hidden_SH.shape[0], lse_S.dtype
         minus_hidden_SH = (hidden_SH * -grad_S[:, None]).to(hidden_SH.dtype)
         grad_hidden_SH = torch.zeros_like(hidden_SH, dtype=dtype)
         main_grad = getattr(weight_VpH, "main_grad", None)
@@ -134,7 +133,7 @@ class _LinearLogprob(torch.autograd.Function):
         for index, (start, stop) in enumerate(ctx.tiles):
             tile_WH = weight_VpH[start:stop]
             if index < len(kept_largest):
-                exp_SW = kept[num_rows * start : num_rows * stop].view(num_rows, stop - start)
+                exp_SW = kept[num_scored * start : num_scored * stop].view(num_scored, stop - start)
                 softmax_SW = exp_SW * torch.exp(kept_largest[index] - lse_S)[:, None]
             else:
                 softmax_SW = (hidden_SH @ tile_WH.T).to(dtype).sub_(lse_S[:, None]).exp_()
@@ -149,7 +148,7 @@ class _LinearLogprob(torch.autograd.Function):
 
 
 def _column(local_S: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """([S, 1] each row's target as a column of the tile, [S] whether it is one); 0 where it is not."""
+    """([S, 1] each position's target as a column of the tile, [S] whether it is one); 0 where it is not."""
     owned_S = (local_S >= start) & (local_S < stop)
     return torch.where(owned_S, local_S - start, 0)[:, None], owned_S
 

@@ -25,7 +25,7 @@ class RMSNorm(torch.nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Keeps its input and a scale a row; autograd of the formula would keep three tensors as large as the input."""
+    """Keeps its input and a scale a position; the formula's autograd would keep three tensors as large as the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -36,7 +36,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """With n = scale * x: dx = scale * (g w - n mean(g w n)), dw = sum over rows of g n."""
+        """With n = scale * x: dx = scale * (g w - n mean(g w n)), dw = sum over positions of g n."""
         x, weight, scale = ctx.saved_tensors
         grad = grads[0].to(scale.dtype)
         normed = x.to(scale.dtype) * scale

@@ -1,1 +1,1 @@
-"""The objectives of Surgical Post-Training and its comparisons. Plain torch; nothing here knows of Megatron."""
+"""The objectives of Surgical Post-Training and its comparisons. Plain torch; independent of Megatron."""

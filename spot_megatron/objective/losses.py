@@ -7,7 +7,6 @@ reward shift. Formulas: Surgical Post-Training, arXiv 2603.01683; DPO, arXiv 230
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch.nn.functional as F
@@ -46,17 +45,6 @@ def dft(confidence_chosen: Tensor, num_chosen: Tensor) -> Tensor:
     return -confidence_chosen / num_chosen
 
 
-# What each objective is at step 0, where every reward and the shift are 0; None: it depends on the model.
-VALUE_AT_REFERENCE: dict[str, float | None] = {
-    "spot_bce": 2 * math.log(2),
-    "spot_bco": 2 * math.log(2),
-    "dpo": math.log(2),
-    "reward_sft": math.log(2),
-    "sft": None,
-    "dft": None,
-}
-
-
 def pair_rewards(scores: PairScores, beta: float) -> tuple[Tensor, Tensor]:
     """([B], [B]) rewards of the chosen and the rejected side."""
     chosen = implicit_reward(scores.policy_chosen, scores.reference_chosen, beta)
@@ -64,9 +52,17 @@ def pair_rewards(scores: PairScores, beta: float) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
-def pair_losses(name: str, scores: PairScores, beta: float, shift: float) -> Tensor:
-    """[B] losses of the objective that a recipe calls `name`. `shift` is read by spot_bco only."""
-    chosen, rejected = pair_rewards(scores, beta)
+def pair_losses(name: str, scores: PairScores, rewards: tuple[Tensor, Tensor], shift: float) -> Tensor:
+    """Losses of the objective that a recipe calls `name`.
+
+    Args:
+        rewards: [B] of the chosen and [B] of the rejected side, from pair_rewards.
+        shift: the reward shift d; only spot_bco uses it.
+
+    Returns:
+        [B]
+    """
+    chosen, rejected = rewards
     table: dict[str, Callable[[], Tensor]] = {
         "spot_bce": lambda: spot_bce(chosen, rejected),
         "spot_bco": lambda: spot_bco(chosen, rejected, chosen.new_full((), shift)),

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spot_megatron.objective.segments import CHOSEN, NUM_SEGMENTS, REJECTED, SHARED
+
 
 @dataclass(frozen=True)
 class PairScores:
-    """What an objective may look at. Log-probabilities are sums over response tokens, in nats, float32 or better.
+    """Inputs of an objective. Log-probabilities are sums over response tokens, in nats, float32 or better.
 
     `confidence_chosen` is sum_t sg[p_t] log p_t over the chosen side, p_t the token's probability and sg[.] a constant
     in the gradient.
@@ -36,15 +38,15 @@ def segment_sums(
 ) -> tuple[Tensor, Tensor]:
     """Sums of per-token values over the chosen and the rejected side.
 
-    `segment_S` is 3 * pair + {0 shared, 1 chosen, 2 rejected}; a shared token counts for both sides. `combine` adds the
-    sums of other ranks; its gradient must be the identity, since every rank computes the whole loss.
+    `segment_S` is NUM_SEGMENTS * pair + SHARED, CHOSEN or REJECTED; a shared token counts for both sides. `combine`
+    adds the sums of other ranks; its gradient must be the identity, since every rank computes the whole loss.
 
     Returns:
         ([B], [B]) chosen and rejected.
     """
-    sums_B3 = values_S.new_zeros(3 * num_pairs).index_add(0, segment_S, values_S).view(num_pairs, 3)
-    shared_B, chosen_B, rejected_B = (combine(sums_B3) if combine else sums_B3).unbind(dim=1)
-    return shared_B + chosen_B, shared_B + rejected_B
+    sums = values_S.new_zeros(num_pairs * NUM_SEGMENTS).index_add(0, segment_S, values_S).view(num_pairs, NUM_SEGMENTS)
+    sums_B3 = combine(sums) if combine else sums
+    return sums_B3[:, SHARED] + sums_B3[:, CHOSEN], sums_B3[:, SHARED] + sums_B3[:, REJECTED]
 
 
 def implicit_reward(policy_B: Tensor, reference_B: Tensor, beta: float) -> Tensor:
@@ -60,7 +62,7 @@ def score_pairs(
     num_chosen: Tensor,
     combine: Combine | None = None,
 ) -> PairScores:
-    """Token log-probabilities of a pack -> what the objectives need; `combine` as for segment_sums."""
+    """Sums the token log-probabilities [S] of a pack by pair and side; `combine` as for segment_sums."""
     num_pairs = reference_chosen.shape[0]
     policy_chosen, policy_rejected = segment_sums(logp_S, segment_S, num_pairs, combine)
     confidence_chosen, _ = segment_sums(torch.exp(logp_S.detach()) * logp_S, segment_S, num_pairs, combine)

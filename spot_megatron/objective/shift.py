@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass
 class RewardShift:
-    """`value` is what the next batch uses, in units of the reward. One object per run, equal on every rank."""
+    """`value` applies to the next batch, in units of the reward. One object per run, equal on every rank."""
 
     kind: str
     decay: float
@@ -23,7 +23,7 @@ class RewardShift:
     num_updates: int = 0
 
     def update(self, mean_reward: float) -> None:
-        """Takes in (mean r+ + mean r-) / 2 of a batch: the global batch, or the micro-batch if inclusive."""
+        """Adds (mean r+ + mean r-) / 2 of a global batch, or of a micro-batch if inclusive."""
         self.num_updates += 1
         if self.kind == "ema":
             self.value = self.decay * self.value + (1 - self.decay) * mean_reward

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from spot_megatron.parallel.versions import name_engine_gemm
+from spot_megatron.parallel.adamw import use_torch_adamw
 
 _FACTORIES = ("arange", "empty", "full", "ones", "rand", "randn", "tensor", "zeros")
 _LIKE_FACTORIES = ("empty_like", "full_like", "ones_like", "zeros_like")
@@ -36,9 +36,9 @@ def redirect_cuda() -> None:
     _redirect_random_state()
     _redirect_type_names()
     _redirect_experts()
+    _leave_out_engine()
     _exchange_uneven_parts()
     _skip_lone_collectives()
-    _clip_in_place()
     _redirected = True
 
 
@@ -125,7 +125,16 @@ def _redirect_experts() -> None:
 
     torch.compiler.set_stance("force_eager")  # the router is compiled, and Dynamo refuses one stand-in for two names
     moe_utils.maybe_move_tensor_to_cpu = token_dispatcher.maybe_move_tensor_to_cpu = to_numpy
-    name_engine_gemm(moe_utils)
+    # Transformer Engine's product runs on CUDA only; where it is not installed, some versions never define the name.
+    moe_utils.te_general_gemm = None
+
+
+def _leave_out_engine() -> None:
+    """Transformer Engine, where it is importable, computes on CUDA only."""
+    from megatron.core.transformer import attention
+
+    attention.SplitAlongDim = None
+    use_torch_adamw()
 
 
 def _exchange_uneven_parts() -> None:
@@ -163,18 +172,6 @@ def _skip_lone_collectives() -> None:
 
     for name in ("dist_reduce_scatter_func", "dist_all_gather_func"):
         setattr(param_and_grad_buffer, name, _unless_alone(getattr(param_and_grad_buffer, name)))
-
-
-def _clip_in_place() -> None:
-    """Megatron's stand-in for Apex scales gradients through a copy of each."""
-    from megatron.core.optimizer import clip_grads
-
-    def scale(chunk_size: int, overflow: Any, tensor_lists: list[list[torch.Tensor]], factor: float) -> None:
-        del chunk_size, overflow
-        for source, target in zip(*tensor_lists, strict=True):
-            torch.mul(source, factor, out=target)
-
-    clip_grads.multi_tensor_scale_impl = scale
 
 
 def _unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:

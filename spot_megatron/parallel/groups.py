@@ -14,13 +14,15 @@ from megatron.core import parallel_state as mpu
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from spot_megatron.errors import RecipeError
+from spot_megatron.parallel.adamw import replace_stand_ins
 from spot_megatron.parallel.cpu import redirect_cuda
+from spot_megatron.parallel.device import use_expandable_segments
 from spot_megatron.recipe import Parallel
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Where this process stands. Ranks count from 0; `data` spans the replicas of the model,
+    """This process's place. Ranks count from 0; `data` spans the replicas of the model,
     `context` the ranks that split the tokens of a pack."""
 
     rank: int
@@ -58,12 +60,14 @@ def pick_device(wanted: str) -> str:
 
 @contextmanager
 def parallel_groups(parallel: Parallel, device: str, seed: int) -> Iterator[Topology]:
-    """Starts the process groups that `parallel` asks for, and takes them down.
+    """Starts the process groups that `parallel` asks for, and destroys them when the body has succeeded.
 
-    Reads torchrun's environment; without it, one process is the world.
+    After an error other ranks may be in the middle of a collective, in which destroying the groups would block until
+    the time-out; the process's end frees them. Reads torchrun's environment; without it, one process is the world.
 
     Raises:
-        RecipeError: the number of processes is no multiple of the ranks that hold one model.
+        RecipeError: the number of processes is not a multiple of the ranks that hold one model, or this process has no
+            device.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world % parallel.model_ranks:
@@ -78,6 +82,7 @@ def parallel_groups(parallel: Parallel, device: str, seed: int) -> Iterator[Topo
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=rank, world_size=world, timeout=timeout)
+    succeeded = False
     try:
         mpu.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
@@ -102,15 +107,26 @@ def parallel_groups(parallel: Parallel, device: str, seed: int) -> Iterator[Topo
             data_size=mpu.get_data_parallel_world_size(),
             device=torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu"),
         )
+        succeeded = True
     finally:
-        mpu.destroy_model_parallel()
-        dist.destroy_process_group()
+        if succeeded or world == 1:
+            mpu.destroy_model_parallel()
+            dist.destroy_process_group()
 
 
 def _start_device(device: str) -> str:
     """Selects this process's device; returns the backend of its collectives."""
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        local_rank, num_devices = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if local_rank >= num_devices:
+            raise RecipeError(
+                f"process {local_rank} of this node has no GPU: PyTorch sees {num_devices}; start at most as many "
+                "processes on a node, and check CUDA_VISIBLE_DEVICES"
+            )
+        if not torch.cuda.is_initialized():
+            use_expandable_segments()
+        torch.cuda.set_device(local_rank)
+        replace_stand_ins()
         return "cpu:gloo,cuda:nccl"
     redirect_cuda()
     return "gloo"

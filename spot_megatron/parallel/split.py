@@ -84,14 +84,14 @@ def check_split(hf: HFModelConfig, split: Split) -> None:
     p = split.parallel
     if split.num_gpus % p.model_ranks:
         raise RecipeError(
-            f"{split.num_gpus} GPUs cannot hold models of {p.model_ranks} ranks each (parallel.tensor {p.tensor} x "
-            f"pipeline {p.pipeline} x context {p.context}); plan for a multiple of {p.model_ranks} GPUs"
+            f"{split.num_gpus} processes cannot hold models of {p.model_ranks} ranks each (parallel.tensor {p.tensor} "
+            f"x pipeline {p.pipeline} x context {p.context}); use a multiple of {p.model_ranks}"
         )
     expert_ranks = p.expert * p.expert_tensor * p.pipeline
     if split.num_gpus % expert_ranks:
         raise RecipeError(
-            f"{split.num_gpus} GPUs cannot hold experts over {expert_ranks} ranks (parallel.expert {p.expert} x "
-            f"expert_tensor {p.expert_tensor} x pipeline {p.pipeline}); plan for a multiple of {expert_ranks} GPUs"
+            f"{split.num_gpus} processes cannot hold experts over {expert_ranks} ranks (parallel.expert {p.expert} x "
+            f"expert_tensor {p.expert_tensor} x pipeline {p.pipeline}); use a multiple of {expert_ranks}"
         )
     check_parallel(hf, p)
 

@@ -1,20 +1,13 @@
-"""Where Megatron-Core 0.16.1 to 0.19.2 need a hand, each told apart by what is there, not by a version number.
+"""Differences and defects of Megatron-Core 0.16.1 to 0.19.2, recognised by its code, not by a version number.
 
-Every guard stands here; the rest of the code is written for all of them alike.
+The rest of the project is written for all of these versions alike.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
-
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from torch import Tensor
 
 
 def mark_split_weights(model: torch.nn.Module) -> None:
@@ -33,71 +26,7 @@ def mark_split_weights(model: torch.nn.Module) -> None:
             tensor_parallel.set_tensor_model_parallel_attributes(module.weight, True, dim, 1)
 
 
-def name_engine_gemm(moe_utils: Any) -> None:
-    """Without Transformer Engine the router asks for a name that some versions never define."""
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
-
-
-def ready_to_load(part: DistributedOptimizer) -> None:
-    """Has an optimizer take a checkpoint's states as Megatron's fully reshardable loader hands them out.
-
-    torch.optim.AdamW: Megatron reads its step count, which it has not before its first step; the setter of 0.16 expects
-    a `step` that the loader leaves out. Transformer Engine's with remainders: the loader brings them, whole numbers, in
-    fp32, and the optimizer takes them in int16 only.
-    """
-    inner = part.optimizer
-    if isinstance(inner, torch.optim.AdamW):
-        if not inner.state:
-            for group in inner.param_groups:
-                for param in group["params"]:
-                    zeros = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
-                    inner.state[param] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
-        part._set_main_param_and_optimizer_states = partial(_copy_states, part)
-    elif getattr(inner, "store_param_remainders", False):
-        part._set_main_param_and_optimizer_states = partial(_set_remainders, part._set_main_param_and_optimizer_states)
-
-
-@torch.no_grad()
-def _copy_states(part: DistributedOptimizer, model_param: Tensor, tensors: dict[str, Tensor]) -> None:
-    group, order = part.model_param_group_index_map[model_param]
-    main_param = part.optimizer.param_groups[group]["params"][order]
-    targets = {"param": main_param, **part.optimizer.state[main_param]}
-    for name, value in tensors.items():
-        targets[name].copy_(value)
-
-
-def _set_remainders(megatrons_setter: Any, model_param: Tensor, tensors: dict[str, Tensor]) -> None:
-    megatrons_setter(model_param, {**tensors, "param": tensors["param"].to(torch.int16)})
-
-
-@contextmanager
-def offsets_without_padding(parts: Sequence[DistributedOptimizer]) -> Iterator[None]:
-    """While optimizer states are taken apart into parameters, for a checkpoint or from one.
-
-    All versions join the states of a buffer's buckets without the padding behind each bucket, and then look parameters
-    up at offsets that count it: everything behind the first padded bucket would be another parameter's, silently.
-    Padded are buckets that are no multiple of 128 and of the data-parallel size: of small models, or at sizes like 6.
-    """
-    buffers = list({id(buffer): buffer for part in parts for buffer in part.buffers}.values())
-    padded = [buffer.param_index_map for buffer in buffers]
-    for buffer in buffers:
-        ends = list(itertools.accumulate(bucket.numel_unpadded for bucket in buffer.buckets))
-        shift = [bucket.offset - end + bucket.numel_unpadded for bucket, end in zip(buffer.buckets, ends, strict=True)]
-        buffer.param_index_map = {
-            param: (start - shift[bucket], end - shift[bucket], bucket)
-            for param, (start, end, bucket) in buffer.param_index_map.items()
-        }
-    try:
-        yield
-    finally:
-        for buffer, index_map in zip(buffers, padded, strict=True):
-            buffer.param_index_map = index_map
-
-
-def own_step_counters(part: DistributedOptimizer) -> None:
-    """The loaders of all versions give every parameter the same step tensor, which torch.optim.AdamW then advances once
-    per parameter."""
-    for state in part.optimizer.state.values():
-        if torch.is_tensor(state.get("step")):
-            state["step"] = state["step"].clone()
+def grads_for_norm(part: DistributedOptimizer) -> list[torch.Tensor]:
+    """This rank's gradients, each element on one rank only; 0.19 renamed the method."""
+    find = getattr(part, "get_grads_for_grad_norm", None) or part.get_main_grads_for_grad_norm
+    return find()

@@ -2,7 +2,7 @@
 
 Parameters are on PyTorch's meta device, which gives them shapes and no memory, and PyTorch's "fake" backend says that
 this process is rank r of n. Megatron sets up its groups for that rank, builds the rank's model, and the weight map
-reads from a folder that has shapes only, exactly as it would to load the model. So what is checked is what a job does:
+reads from a folder that has shapes only, exactly as it would to load the model. So the checks are those of a real job:
 
     every parameter of every rank has the shape that loading gives it
     over all ranks, every element of every Hugging Face tensor is held, and by one pipeline stage and expert rank only
@@ -26,31 +26,18 @@ from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from spot_megatron.errors import WeightError
-from spot_megatron.hf.config import HFModelConfig, read_hf_config
+from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.hf.folder import HFFolder
 from spot_megatron.hf.index import HFIndex, check_folder
-from spot_megatron.hf.names import hf_shapes, resolve, rows_for
+from spot_megatron.hf.names import hf_shapes, resolve, weight_map
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import PairGPT, build_model
 from spot_megatron.parallel.cpu import redirect_cuda
-from spot_megatron.plan.model_shapes import model_shape
+from spot_megatron.plan.models import PUBLISHED_PARAMETERS, published_name
 from spot_megatron.recipe import Memory, Model, Parallel, Precision, Recipe
-from spot_megatron.weights.load import read_parts
+from spot_megatron.weights.load import read_slices
 from spot_megatron.weights.placement import Placement, layer_offset
 from spot_megatron.weights.shards import merge
-
-# Tensors that the safetensors files of each hub repository hold, in parameters; a tied lm_head not counted again.
-PUBLISHED_PARAMETERS = {
-    "Qwen/Qwen3-0.6B": 596_049_920,
-    "Qwen/Qwen3-1.7B": 1_720_574_976,
-    "Qwen/Qwen3-4B": 4_022_468_096,
-    "Qwen/Qwen3-8B": 8_190_735_360,
-    "Qwen/Qwen3-14B": 14_768_307_200,
-    "Qwen/Qwen3-32B": 32_762_123_264,
-    "Qwen/Qwen3-30B-A3B": 30_532_122_624,
-    "Qwen/Qwen3-235B-A22B": 235_093_634_560,
-    "meta-llama/Llama-3.1-8B": 8_030_261_248,
-}
 
 
 @dataclass(frozen=True, order=True)
@@ -77,7 +64,7 @@ class BuiltRank:
 @dataclass(frozen=True)
 class DryRun:
     """All ranks of a job. `num_tensors` and `num_parameters` are the Hugging Face folder's, found over all ranks;
-    `compared` says in words what they agree with."""
+    `compared` names the reference that they agree with."""
 
     ranks: list[BuiltRank]
     num_tensors: int
@@ -86,17 +73,6 @@ class DryRun:
 
     def of_stage(self, stage: int) -> list[BuiltRank]:
         return [rank for rank in self.ranks if rank.place.pipeline == stage]
-
-
-def hf_config(name: str) -> HFModelConfig:
-    """The config of a recipe's `model.hf`: the local folder's, else that of the table of published shapes.
-
-    Raises:
-        RecipeError: it is neither a folder nor in the table.
-        WeightError: the folder's config.json cannot be used.
-    """
-    folder = Path(name).expanduser()
-    return read_hf_config(folder) if folder.is_dir() else model_shape(name).as_hf()
 
 
 def dry_run(recipe: Recipe, hf: HFModelConfig, num_ranks: int) -> DryRun:
@@ -190,7 +166,7 @@ class Holdings:
 
     def __init__(self, config: HFModelConfig) -> None:
         self.config = config
-        self.rows = rows_for(config)
+        self.mappings = weight_map(config)
         self.shapes = hf_shapes(config)
         self.holders: dict[str, dict[Part, tuple[int, int, int, str]]] = {name: {} for name in self.shapes}
 
@@ -205,17 +181,19 @@ class Holdings:
         for stage, chunk in enumerate(chunks):
             offset = layer_offset(chunk)
             for name, parameter in chunk.named_parameters():
-                row, hf_names = resolve(self.rows, name, offset, placement.expert_offset(self.config.num_experts))
-                group = placement.part(row).group
-                parts = read_parts(folder, row, hf_names, parameter.shape[0], group.rank(), group.size())
-                loaded = merge(parts, row.layout, self.config.head_dim)
+                mapping, hf_names = resolve(
+                    self.mappings, name, offset, placement.expert_offset(self.config.num_experts)
+                )
+                group = placement.replica_group(mapping).ranks
+                parts = read_slices(folder, mapping, hf_names, parameter.shape[0], group.rank(), group.size())
+                loaded = merge(parts, mapping.sharding, self.config.head_dim)
                 if loaded.shape != parameter.shape:
                     raise WeightError(
                         f"{name} of {place} has the shape {tuple(parameter.shape)}, but the weight map loads "
                         f"{tuple(loaded.shape)} from {', '.join(hf_names)}"
                     )
-                if row.exported:  # else a copy: the last stage's of a tied embedding
-                    self._hold(folder.reads, (place.pipeline, stage, place.expert if row.num_experts else 0, name))
+                if mapping.exported:  # else a copy: the last stage's of a tied embedding
+                    self._hold(folder.reads, (place.pipeline, stage, place.expert if mapping.num_experts else 0, name))
                 folder.reads.clear()
 
     def _hold(self, reads: Sequence[tuple[str, Part]], holder: tuple[int, int, int, str]) -> None:
@@ -240,10 +218,12 @@ class Holdings:
 
 
 def _compare(name: str, hf: HFModelConfig, num_parameters: int) -> str:
-    """Compares the weight map with what is known of the model; says in words what it agrees with."""
+    """Compares the weight map with the published count or the folder's files, and names the reference."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        published = PUBLISHED_PARAMETERS[model_shape(name).name]
+        base = published_name(name)
+        assert base is not None, f"{name} is neither a folder nor published"
+        published = PUBLISHED_PARAMETERS[base]
         if num_parameters != published:
             raise WeightError(f"{name}: the weight map has {num_parameters:,} parameters, published are {published:,}")
         return "as published"

@@ -1,21 +1,22 @@
-"""One recipe on some GPUs: what it needs, whether it fits, how long it takes."""
+"""Memory and time of one recipe on given GPUs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import RecipeError
+from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.parallel.split import Split, check_split
 from spot_megatron.plan import time
 from spot_megatron.plan.hardware import GPUS_PER_NODE, THIS_PROJECT, Gpu, Software
-from spot_megatron.plan.job import Job
+from spot_megatron.plan.inputs import PlanInput
 from spot_megatron.plan.memory import RankMemory, checkpoint_bytes, rank_memory
-from spot_megatron.plan.model_shapes import ModelShape, model_shape
+from spot_megatron.plan.models import planned_model
 from spot_megatron.plan.time import StepTime
 from spot_megatron.plan.workload import Assumptions, Load, Workload, assumed_pairs, pairs_of_files, plan_steps
 from spot_megatron.recipe import Recipe
@@ -29,7 +30,7 @@ class Estimate:
     """Memory of the fullest rank and seconds of every part of the run."""
 
     recipe: Recipe
-    job: Job
+    inputs: PlanInput
     workload: Workload
     load: Load
     memory: RankMemory
@@ -38,19 +39,19 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        return self.memory.total <= self.job.gpu.usable_bytes
+        return self.memory.total <= self.inputs.gpu.usable_bytes
 
     @cached_property
     def parts(self) -> dict[str, float]:
         """Seconds of the run by part."""
         saves = math.ceil(self.load.num_steps / self.recipe.checkpoint.every_steps)
         disk = time.DISK_BYTES_PER_SECOND
-        export = 2 * self.job.shape.num_parameters / disk if self.recipe.export.hf else 0.0
+        export = 2 * self.inputs.model.num_parameters / disk if self.recipe.export.hf else 0.0
         return {
-            "start-up": time.start_seconds(self.job),
+            "start-up": time.start_seconds(self.inputs),
             "reference pass": self.reference,
             "training": self.load.num_steps * self.step.total,
-            "checkpoints": saves * self._one_checkpoint / (disk * self.job.split.num_nodes),
+            "checkpoints": saves * self._one_checkpoint / (disk * self.inputs.split.num_nodes),
             "export": export,
         }
 
@@ -70,27 +71,27 @@ class Estimate:
     @property
     def mfu(self) -> float:
         """Model FLOPs of unique tokens in the training loop, of the GPUs' bf16 peak (fp32's in fp32)."""
-        gpu = self.job.gpu
-        peak = (gpu.fp32 if self.recipe.precision.dtype == "fp32" else gpu.bf16) * 1e12 * self.job.split.num_gpus
-        return time.model_flops(self.job.shape, self.load) / self.parts["training"] / peak
+        gpu = self.inputs.gpu
+        peak = (gpu.fp32 if self.recipe.precision.dtype == "fp32" else gpu.bf16) * 1e12 * self.inputs.split.num_gpus
+        return time.model_flops(self.inputs.model, self.load) / self.parts["training"] / peak
 
     @property
     def gpu_hours(self) -> float:
-        return self.seconds * self.job.split.num_gpus / 3600
+        return self.seconds * self.inputs.split.num_gpus / 3600
 
     @property
     def kilowatt_hours(self) -> float:
-        return self.gpu_hours * (self.job.gpu.watts * GPU_POWER_SHARE + HOST_WATTS_PER_GPU) / 1000
+        return self.gpu_hours * (self.inputs.gpu.watts * GPU_POWER_SHARE + HOST_WATTS_PER_GPU) / 1000
 
     @property
     def checkpoint_bytes(self) -> float:
         """On disk: the checkpoints that are kept, one being written, and the export."""
         kept = (self.recipe.checkpoint.keep + 1) * self._one_checkpoint
-        return kept + 2 * self.job.shape.num_parameters * self.recipe.export.hf
+        return kept + 2 * self.inputs.model.num_parameters * self.recipe.export.hf
 
     @property
     def _one_checkpoint(self) -> int:
-        return checkpoint_bytes(self.job.shape.num_parameters, self.recipe.precision)
+        return checkpoint_bytes(self.inputs.model.num_parameters, self.recipe.precision)
 
     @property
     def warnings(self) -> list[str]:
@@ -98,49 +99,49 @@ class Estimate:
 
 
 class Planner:
-    """Estimates of variants of a recipe on one workload; what variants share is computed once."""
+    """Estimates of variants of a recipe on one workload. Packs that variants have in common are computed once."""
 
     def __init__(
         self,
         workload: Workload,
-        shape: ModelShape,
+        model: HFModelConfig,
         gpu: Gpu,
         most_steps: int = 12,
         software: Software = THIS_PROJECT,
     ) -> None:
         self.workload = workload
         self.software = software
-        self.shape = shape
+        self.model = model
         self.gpu = gpu
         self.most_steps = most_steps
         self._loads: dict[tuple[Any, ...], Load] = {}
 
     def estimate(self, recipe: Recipe, num_gpus: int) -> Estimate:
-        """Raises RecipeError or PairError where this layout cannot run."""
-        job = self._job(recipe, num_gpus)
-        load = self._load(recipe, job.split)
+        """Raises RecipeError or PairError if this configuration cannot run."""
+        inputs = self._inputs(recipe, num_gpus)
+        load = self._load(recipe, inputs.split)
         return Estimate(
             recipe=recipe,
-            job=job,
+            inputs=inputs,
             workload=self.workload,
             load=load,
             memory=self.memory(recipe, num_gpus, load.num_microbatches),
-            step=time.step_time(job, load),
-            reference=time.reference_seconds(job, load),
+            step=time.step_time(inputs, load),
+            reference=time.reference_seconds(inputs, load),
         )
 
     def memory(self, recipe: Recipe, num_gpus: int, num_microbatches: int) -> RankMemory:
         """With the fullest pack that the recipe allows."""
-        return rank_memory(self._job(recipe, num_gpus), recipe.data.tokens_per_microbatch, num_microbatches)
+        return rank_memory(self._inputs(recipe, num_gpus), recipe.data.tokens_per_microbatch, num_microbatches)
 
-    def _job(self, recipe: Recipe, num_gpus: int) -> Job:
+    def _inputs(self, recipe: Recipe, num_gpus: int) -> PlanInput:
         if recipe.precision.fp8 != "none" and self.gpu.fp8 is None:
             raise RecipeError(
                 f"precision.fp8={recipe.precision.fp8}: {self.gpu.name} has no FP8; set precision.fp8=none"
             )
         split = Split(recipe.parallel, num_gpus, GPUS_PER_NODE)
-        check_split(self.shape.as_hf(), split)
-        return Job(self.shape, split, recipe.precision, recipe.memory, self.gpu, self.software)
+        check_split(self.model, split)
+        return PlanInput(self.model, split, recipe.precision, recipe.memory, self.gpu, self.software)
 
     def _load(self, recipe: Recipe, split: Split) -> Load:
         data, p = recipe.data, recipe.parallel
@@ -155,23 +156,29 @@ class Planner:
             recipe.precision.fp8,
         )
         if key not in self._loads:
-            self._loads[key] = plan_steps(recipe, split, self.workload, self.shape, self.most_steps)
+            self._loads[key] = plan_steps(recipe, split, self.workload, self.model, self.most_steps)
         return self._loads[key]
 
 
 def make_planner(recipe: Recipe, gpu: Gpu, files: Sequence[Path] = (), assume: Sequence[str] = ()) -> Planner:
-    """Pairs from `files`, else from the recipe's own if they exist, else assumed.
+    """Pairs from `files`, else from the recipe's files if they exist, else assumed. Missing files are in the warnings.
 
     Raises:
-        UserError: the model's shape is not known, or the pairs cannot be used.
+        UserError: the model's sizes are not known, or the pairs cannot be used.
     """
-    shape = model_shape(recipe.model.hf)
-    if not files and not assume and all(path.exists() for path in recipe.pair_files):
-        files = recipe.pair_files
+    model = planned_model(recipe.model.hf)
     if files and assume:
-        raise RecipeError("--assume describes pairs that are not there yet; leave it out with --pairs")
+        raise RecipeError("--assume describes pairs that do not exist yet; leave it out with --pairs")
+    missing = [] if files or assume else [path for path in recipe.pair_files if not path.exists()]
+    if missing and len(missing) < len(recipe.pair_files):
+        raise RecipeError(
+            f"data.pairs: {', '.join(map(str, missing))} does not exist; correct the path, or give --pairs"
+        )
+    if not files and not assume and not missing:
+        files = recipe.pair_files
     workload = pairs_of_files(recipe, files) if files else assumed_pairs(Assumptions.parse(assume), recipe)
-    return Planner(workload, shape, gpu)
+    workload = replace(workload, missing=tuple(map(str, missing)))
+    return Planner(workload, model, gpu)
 
 
 def with_changes(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
@@ -185,12 +192,17 @@ def with_changes(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 
 
 def _warnings(estimate: Estimate) -> list[str]:
-    recipe, split, step = estimate.recipe, estimate.job.split, estimate.step
+    recipe, split, step = estimate.recipe, estimate.inputs.split, estimate.step
     found = []
+    if estimate.workload.missing:
+        found.append(
+            f"data.pairs: {', '.join(estimate.workload.missing)} does not exist, so the pairs' lengths are assumed: "
+            "give the file, or describe the pairs with --assume"
+        )
     over = estimate.workload.dropped.get("over_tokens_per_microbatch", 0)
     if over:
         found.append(
-            f"{over} of the assumed pairs take more rows than data.tokens_per_microbatch="
+            f"{over} of the assumed pairs take more positions than data.tokens_per_microbatch="
             f"{recipe.data.tokens_per_microbatch}, at which training stops: lower data.max_tokens or raise the budget"
         )
     if recipe.train.batch_pairs < split.data:

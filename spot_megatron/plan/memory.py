@@ -18,16 +18,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+from spot_megatron.hf.config import HFModelConfig
+from spot_megatron.model.head_memory import gpu_head_memory
 from spot_megatron.parallel.split import Split, padded_vocab_size
-from spot_megatron.plan.hardware import GIB, WORKSPACE_GIB, Gpu
-from spot_megatron.plan.job import Job
-from spot_megatron.plan.model_shapes import ModelShape
+from spot_megatron.plan.hardware import GIB, WORKSPACE_GIB
+from spot_megatron.plan.inputs import PlanInput
 from spot_megatron.recipe import Memory, Precision
 
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank. `transient` is the larger of what the LM head and one layer's backward need for a moment."""
+    """Bytes of one rank. `transient` is the peak of the LM head or of one layer's backward pass, the larger."""
 
     weights: float
     gradients: float
@@ -49,44 +50,44 @@ class RankMemory:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "stage"}
 
 
-def rank_memory(job: Job, tokens: int, num_microbatches: int) -> RankMemory:
-    """The rank that needs most, with packs of `tokens` rows and `num_microbatches` of them a step."""
-    ranks = [stage_memory(job, tokens, num_microbatches, stage) for stage in range(job.split.parallel.pipeline)]
+def rank_memory(inputs: PlanInput, tokens: int, num_microbatches: int) -> RankMemory:
+    """The rank that needs most, with packs of `tokens` positions and `num_microbatches` of them a step."""
+    ranks = [stage_memory(inputs, tokens, num_microbatches, stage) for stage in range(inputs.split.parallel.pipeline)]
     return max(ranks, key=lambda rank: rank.total)
 
 
-def stage_memory(job: Job, tokens: int, num_microbatches: int, stage: int) -> RankMemory:
+def stage_memory(inputs: PlanInput, tokens: int, num_microbatches: int, stage: int) -> RankMemory:
     """A rank of pipeline stage `stage`."""
-    most_kept = job.memory.recompute_above_tokens
+    most_kept = inputs.memory.recompute_above_tokens
     if most_kept is None:
-        return _stage_memory(job, tokens, num_microbatches, stage)
-    memory = job.memory.model_copy(update={"recompute_above_tokens": None})
-    kept = _stage_memory(replace(job, memory=memory), min(most_kept, tokens), num_microbatches, stage)
+        return _stage_memory(inputs, tokens, num_microbatches, stage)
+    memory = inputs.memory.model_copy(update={"recompute_above_tokens": None})
+    kept = _stage_memory(replace(inputs, memory=memory), min(most_kept, tokens), num_microbatches, stage)
     if tokens <= most_kept:
         return kept
     full = memory.model_copy(update={"recompute": "full"})
-    long_pack = _stage_memory(replace(job, memory=full), tokens, num_microbatches, stage)
+    long_pack = _stage_memory(replace(inputs, memory=full), tokens, num_microbatches, stage)
     # In a pipeline other packs are in flight beside the long one.
-    shape, split = job.shape, job.split
-    in_flight = split.layers_in_flight(shape.num_layers, stage, num_microbatches)
-    packs = in_flight / split.layers_of_stage(shape.num_layers)[stage]
+    model, split = inputs.model, inputs.split
+    in_flight = split.layers_in_flight(model.num_layers, stage, num_microbatches)
+    packs = in_flight / split.layers_of_stage(model.num_layers)[stage]
     beside = kept.activations * max(0.0, 1 - 1 / packs)
     long_pack = replace(long_pack, activations=long_pack.activations + beside)
     return max(kept, long_pack, key=lambda rank: rank.total)
 
 
-def _stage_memory(job: Job, tokens: int, num_microbatches: int, stage: int) -> RankMemory:
-    """The same if all packs are recomputed alike."""
-    rows = tokens / job.split.parallel.context
-    dense, experts = parameters_of_rank(job.shape, job.split, stage)
-    weight, gradient, optimizer = bytes_per_parameter(job.precision, job.memory)
-    fp8_copies = 2.0 * blocks_of_rank(job.shape, job.split, stage) if job.precision.fp8 != "none" else 0.0
+def _stage_memory(inputs: PlanInput, tokens: int, num_microbatches: int, stage: int) -> RankMemory:
+    """A rank of pipeline stage `stage` if all packs are recomputed in the same way."""
+    positions = tokens / inputs.split.parallel.context
+    dense, experts = parameters_of_rank(inputs.model, inputs.split, stage)
+    weight, gradient, optimizer = bytes_per_parameter(inputs.precision, inputs.memory)
+    fp8_copies = 2.0 * blocks_of_rank(inputs.model, inputs.split, stage) if inputs.precision.fp8 != "none" else 0.0
     return RankMemory(
         weights=(dense + experts) * weight + fp8_copies,
         gradients=(dense + experts) * gradient,
-        optimizer=optimizer * (dense / job.split.dense_shards + experts / job.split.expert_shards),
-        activations=rows * _activations(job, stage, num_microbatches),
-        transient=_transient(job, rows, stage),
+        optimizer=optimizer * (dense / inputs.split.dense_shards + experts / inputs.split.expert_shards),
+        activations=positions * _activations(inputs, stage, num_microbatches),
+        transient=_transient(inputs, positions, stage),
         workspace=WORKSPACE_GIB * GIB,
         stage=stage,
     )
@@ -101,109 +102,109 @@ def bytes_per_parameter(precision: Precision, memory: Memory) -> tuple[int, int,
 
 
 def checkpoint_bytes(num_parameters: int, precision: Precision) -> int:
-    """Of one checkpoint on disk, whatever the layout that writes it: the weights, and in fp32 the optimizer's weights
+    """Of one checkpoint on disk, for any parallel sizes: the weights, and in fp32 the optimizer's weights
     (even where they are the model's own) and two moments."""
     return num_parameters * ((4 if precision.dtype == "fp32" else 2) + 3 * 4)
 
 
-def parameters_of_rank(shape: ModelShape, split: Split, stage: int) -> tuple[float, float]:
+def parameters_of_rank(model: HFModelConfig, split: Split, stage: int) -> tuple[float, float]:
     """(parameters of a rank without experts, parameters of its experts)."""
     p = split.parallel
-    layers = split.layers_of_stage(shape.num_layers)[stage]
-    moe_layers = layers * shape.num_moe_layers / shape.num_layers
-    dense = layers * (shape.attention_weights / p.tensor + shape.small_weights)
-    dense += (layers - moe_layers) * shape.mlp_weights / p.tensor + moe_layers * shape.router_weights
-    embedding = padded_vocab_size(shape.vocab, p.tensor) // p.tensor * shape.hidden
+    layers = split.layers_of_stage(model.num_layers)[stage]
+    moe_layers = layers * model.moe_share
+    dense = layers * (model.attention_weights / p.tensor + model.small_weights)
+    dense += (layers - moe_layers) * model.mlp_weights / p.tensor + moe_layers * model.router_weights
+    embedding = padded_vocab_size(model.vocab_size, p.tensor) // p.tensor * model.hidden_size
     first, last = stage == 0, stage == p.pipeline - 1
-    dense += embedding * ((first or last) if shape.tied else first + last) + shape.hidden * last
-    experts = moe_layers * shape.num_experts * shape.one_expert_weights / (p.expert * p.expert_tensor)
+    dense += embedding * ((first or last) if model.tied else first + last) + model.hidden_size * last
+    experts = moe_layers * model.num_experts * model.expert_weights / (p.expert * p.expert_tensor)
     return dense, experts
 
 
-def blocks_of_rank(shape: ModelShape, split: Split, stage: int) -> float:
+def blocks_of_rank(model: HFModelConfig, split: Split, stage: int) -> float:
     """Parameters of a rank's layers' matrices, which FP8 quantises."""
     p = split.parallel
-    layers = split.layers_of_stage(shape.num_layers)[stage]
-    share = layers / shape.num_layers
-    matrices = (shape.num_layers * shape.attention_weights + shape.num_dense_layers * shape.mlp_weights) / p.tensor
-    experts = shape.num_moe_layers * shape.num_experts * shape.one_expert_weights / (p.expert * p.expert_tensor)
+    layers = split.layers_of_stage(model.num_layers)[stage]
+    share = layers / model.num_layers
+    matrices = (model.num_layers * model.attention_weights + len(model.dense_layers) * model.mlp_weights) / p.tensor
+    experts = len(model.moe_layers) * model.num_experts * model.expert_weights / (p.expert * p.expert_tensor)
     return share * (matrices + experts)
 
 
-def _activations(job: Job, stage: int, num_microbatches: int) -> float:
-    """Bytes of all micro-batches in flight, per row of one."""
-    in_flight = job.split.layers_in_flight(job.shape.num_layers, stage, num_microbatches)
-    if job.memory.recompute != "full":
-        return in_flight * layer_bytes(job)
-    # Only each layer's input is kept, and one layer's own activations while it is recomputed.
-    checkpoint = job.element_bytes * job.shape.hidden / job.split.sequence_shards
-    return in_flight * checkpoint + layer_bytes(replace(job, memory=Memory()))
+def _activations(inputs: PlanInput, stage: int, num_microbatches: int) -> float:
+    """Bytes that all micro-batches in flight keep for backward, per position of one."""
+    in_flight = inputs.split.layers_in_flight(inputs.model.num_layers, stage, num_microbatches)
+    if inputs.memory.recompute == "full":  # each layer's input
+        return in_flight * inputs.element_bytes * inputs.model.hidden_size / inputs.split.sequence_shards
+    return in_flight * layer_bytes(inputs)
 
 
-def layer_bytes(job: Job) -> float:
-    """Bytes that an average layer keeps for backward, per row of this rank's packs.
+def layer_bytes(inputs: PlanInput) -> float:
+    """Bytes that an average layer keeps for backward, per position of this rank's packs.
 
     Everything is counted in two-byte elements; fp32 doubles it; FP8 keeps the inputs of matrices in one byte.
     """
-    shape, p, software = job.shape, job.split.parallel, job.software
-    linear_input = 1 if job.precision.fp8 != "none" else 2
-    h, q, kv = shape.hidden, shape.query_width, shape.group_width
+    model, p, software = inputs.model, inputs.split.parallel, inputs.software
+    linear_input = 1 if inputs.precision.fp8 != "none" else 2
+    h, q, kv = model.hidden_size, model.query_width, model.key_value_width
     # Both norms' inputs (the residual stream) and outputs (the inputs of the first matrices).
-    norms = (2 * 2 * h + 2 * linear_input * h) / job.split.sequence_shards
+    norms = (2 * 2 * h + 2 * linear_input * h) / inputs.split.sequence_shards
     # Projections, rotated queries and keys, the kernel's output and its row statistics.
-    attention = 2 * shape.qkv_width + 2 * (q + kv) + 2 * q + 4 * shape.num_heads
-    attention += 2 * q * shape.qk_norm  # the norm's input: queries copied out of their groups
-    if job.precision.fp8 != "none":
+    attention = 2 * model.qkv_width + 2 * (q + kv) + 2 * q + 4 * model.num_heads
+    attention += 2 * q * model.qk_norm  # the norm's input: queries copied out of their groups
+    if inputs.precision.fp8 != "none":
         attention += q
     if software.pair_attention:
-        # Both calls' outputs joined; the gathered keys and values of the second, of all rows at most.
-        attention += 2 * q * (job.precision.fp8 == "none") + 2 * 2 * kv
-    if job.memory.recompute == "selective":
-        # Core attention: what it is given stays, and its output as the projection's input.
-        attention -= 4 * shape.num_heads + (2 * q + 4 * kv if software.pair_attention else 0)
-    rotary = 0 if software.fused_rope else 8 * shape.head_dim  # sines and cosines of queries and keys
+        # Both calls' outputs joined; the gathered keys and values of the second, of all positions at most.
+        attention += 2 * q * (inputs.precision.fp8 == "none") + 2 * 2 * kv
+    if inputs.memory.recompute == "selective":
+        # Core attention: its inputs are kept, and its output as the projection's input.
+        attention -= 4 * model.num_heads + (2 * q + 4 * kv if software.pair_attention else 0)
+    rotary = 0 if software.fused_rope else 8 * model.head_dim  # sines and cosines of queries and keys
     # Unfused, the activation keeps its two factors besides the first matrix's output and the product.
-    dense = 2 * shape.ffn_in + linear_input * shape.ffn
-    if shape.gated and not software.fused_swiglu:
-        dense += 4 * shape.ffn
-    moe_share = shape.num_moe_layers / shape.num_layers
-    mlp = (1 - moe_share) * dense / p.tensor + moe_share * _expert_bytes(job, linear_input)
-    return (norms + attention / p.tensor + rotary + mlp) * job.element_bytes / 2
+    dense = 2 * model.mlp_in_width + linear_input * model.intermediate_size
+    if model.gated and not software.fused_swiglu:
+        dense += 4 * model.intermediate_size
+    moe_share = model.moe_share
+    mlp = (1 - moe_share) * dense / p.tensor + moe_share * _expert_bytes(inputs, linear_input)
+    return (norms + attention / p.tensor + rotary + mlp) * inputs.element_bytes / 2
 
 
-def _expert_bytes(job: Job, linear_input: int) -> float:
-    """Of a layer's experts, per row of the pack: what an evenly loaded rank receives (dropless routing)."""
-    shape, p = job.shape, job.split.parallel
-    copies = shape.top_k / p.tensor  # each tensor rank dispatches its own part of the rows
-    widths = 2 * 2 * shape.expert_ffn + linear_input * shape.expert_ffn
-    if not job.software.fused_swiglu:  # the activation's factors, and its product before the routing weight
-        widths += 6 * shape.expert_ffn
+def _expert_bytes(inputs: PlanInput, linear_input: int) -> float:
+    """Of a layer's experts, per position of the pack, on an evenly loaded rank (dropless routing)."""
+    model, p = inputs.model, inputs.split.parallel
+    copies = model.experts_per_token / p.tensor  # each tensor rank dispatches its own part of the positions
+    widths = 2 * 2 * model.expert_ffn_size + linear_input * model.expert_ffn_size
+    if not inputs.software.fused_swiglu:  # the activation's factors, and its product before the routing weight
+        widths += 6 * model.expert_ffn_size
     # Sent and received copies of the hidden state; each of the experts' tensor ranks gathers all of them.
-    hidden = (2 + linear_input) * shape.hidden * p.expert_tensor
-    return copies * (widths + hidden) + 8 * shape.num_experts / job.split.sequence_shards
+    hidden = (2 + linear_input) * model.hidden_size * p.expert_tensor
+    return copies * (widths + hidden) + 8 * model.num_experts / inputs.split.sequence_shards
 
 
-def _transient(job: Job, rows: float, stage: int) -> float:
-    """What is alive for a moment on top of the activations: the LM head's buffers, or one layer's gradients."""
-    shape, p = job.shape, job.split.parallel
-    width = shape.top_k * shape.expert_ffn if shape.num_moe_layers else shape.ffn
-    layer = rows * job.element_bytes * (2 * shape.hidden / job.split.sequence_shards + 3 * width / p.tensor)
-    return layer if stage < p.pipeline - 1 else max(layer, head_bytes(job, rows))
+def _transient(inputs: PlanInput, positions: float, stage: int) -> float:
+    """The peak on top of the kept activations: the LM head's buffers, or the backward pass of one layer.
+
+    With full recompute, a layer's backward pass also holds the activations of that layer, when the head's are freed.
+    """
+    model, p = inputs.model, inputs.split.parallel
+    width = model.experts_per_token * model.expert_ffn_size if model.moe_layers else model.intermediate_size
+    gradients = 2 * model.hidden_size / inputs.split.sequence_shards + 3 * width / p.tensor
+    layer = positions * inputs.element_bytes * gradients
+    if inputs.memory.recompute == "full":
+        layer += positions * layer_bytes(replace(inputs, memory=Memory()))
+    return layer if stage < p.pipeline - 1 else max(layer, head_bytes(inputs, positions))
 
 
-def head_buffers(gpu: Gpu) -> tuple[float, float]:
-    """(logits of a tile, bytes of softmax kept for backward), as model/logprob.py takes them from the card's memory."""
-    return gpu.memory_bytes / 4096, gpu.memory_bytes / 64
-
-
-def head_bytes(job: Job, rows: float) -> float:
-    """The LM head's buffers at the start of backward, if every row is scored."""
-    element, hidden = job.element_bytes, job.shape.hidden
-    vocab = padded_vocab_size(job.shape.vocab, job.split.parallel.tensor) // job.split.parallel.tensor
-    gathered = rows * hidden * (3 * element + 4)  # whole rows on every tensor rank, scored ones, scaled ones, gradient
-    if not job.software.tiled_head:
-        return gathered + rows * vocab * (2 + 4)  # bf16 logits and their fp32 copy, which becomes the gradient
-    tile, kept = head_buffers(job.gpu)
-    kept = min(kept, element * rows * vocab)
+def head_bytes(inputs: PlanInput, positions: float) -> float:
+    """The LM head's buffers at the start of backward, if every position is scored."""
+    element, hidden = inputs.element_bytes, inputs.model.hidden_size
+    vocab = padded_vocab_size(inputs.model.vocab_size, inputs.split.parallel.tensor) // inputs.split.parallel.tensor
+    # Hidden states: all of them on every tensor rank, the scored ones, the scaled ones, and the gradient.
+    gathered = positions * hidden * (3 * element + 4)
+    if not inputs.software.tiled_head:
+        return gathered + positions * vocab * (2 + 4)  # bf16 logits and their fp32 copy, which becomes the gradient
+    head = gpu_head_memory(inputs.gpu.memory_bytes)
+    kept = min(head.kept_bytes, element * positions * vocab)
     # A tile's product, its fp32 softmax and its gradient; the empty gradient that autograd is handed for the weight.
-    return gathered + kept + min(tile, rows * vocab) * (4 + 2 * element) + element * vocab * hidden
+    return gathered + kept + min(head.tile_elements, positions * vocab) * (4 + 2 * element) + element * vocab * hidden

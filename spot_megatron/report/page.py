@@ -1,66 +1,64 @@
-"""Puts the page together: numbers from facts.py, drawings from chart.py, into page.html.j2."""
+"""The page of a run: facts and charts of its folder, rendered into run.html.j2."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spot_megatron.errors import CheckpointError
+from spot_megatron.files import AtomicWriter
 from spot_megatron.report import facts
-from spot_megatron.report.chart import Chart, Curve, Level, histogram, line_chart
+from spot_megatron.report.charts import Chart, Group, Level, histogram, line_chart, link_steps
+from spot_megatron.report.html import render_page
+from spot_megatron.report.plot import PALETTE, Curve
 from spot_megatron.report.run import Run, read_run
 
-BLUE, ORANGE, GREEN = 0, 1, 2  # of the page's palette
-NUM_COLORS = 6
+BLUE, ORANGE, GREEN = PALETTE[:3]
+NUM_COLORS = 6  # of runs on one chart
 MAX_EPOCH_LINES = 12
 
 
-def write_report(run_folder: Path, against: Sequence[Path] = ()) -> Path:
-    """Writes `run_folder`/report.html, with the curves of the runs in `against` besides. Needs about a second.
+def write_page(run_folder: Path, against: Sequence[Path] = ()) -> Path:
+    """Writes `run_folder`/report.html, with the curves of the runs in `against` on the same axes.
 
     Returns:
-        the page's path. It appears whole or not at all.
+        the page's path. The file is replaced atomically.
 
     Raises:
-        CheckpointError: a folder is no run, there are too many, or the page cannot be written.
+        CheckpointError: a folder is not a run, there are too many runs, or the page cannot be written.
     """
     if len(against) >= NUM_COLORS:
         raise CheckpointError(
-            f"a chart cannot tell {1 + len(against)} runs apart; give at most {NUM_COLORS - 1} to compare with"
+            f"{1 + len(against)} runs are too many for one chart; give at most {NUM_COLORS - 1} to compare with"
         )
     page = render([read_run(Path(folder)) for folder in (run_folder, *against)])
     path = Path(run_folder) / "report.html"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_bytes(page.encode("utf-8", "replace"))
-        partial.replace(path)
+        with AtomicWriter(path) as file:
+            file.write(page.encode("utf-8", "replace"))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written ({error}); make room or allow writing there") from None
     return path
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page about runs[0]; the others are there to compare with."""
-    import jinja2  # the trainer imports this module long before its last step
-
-    run = runs[0]
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8"))
-    labels = run_labels(runs)
-    return template.render(
+    """The page about runs[0], compared with the other runs."""
+    run, labels = runs[0], run_labels(runs)
+    learning, speed, reference = learning_charts(runs, labels), speed_charts(runs, labels), reference_charts(run)
+    link_steps([*learning, *speed])
+    return render_page(
+        Path(__file__).with_name("run.html.j2"),
+        [*learning, *speed, *reference],
         run=run,
         title=page_title(run, labels),
         labels=labels,
         headline=facts.headline_table(runs),
         checks=[(label, check) for label, each in zip(labels, runs, strict=True) for check in facts.checks(each)],
         skills=facts.skill_table(runs),
-        learning=learning_charts(runs, labels),
-        speed=speed_charts(runs, labels),
-        reference=reference_charts(run),
+        learning=learning,
+        speed=speed,
+        reference=reference,
         differences=facts.recipe_differences(runs),
         environment=[(key, facts.plain(value)) for key, value in run.environment.items()],
         summary=summary(run),
@@ -68,7 +66,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def page_title(run: Run, labels: Sequence[str]) -> str:
-    """The recipe's name; of several runs, which they are."""
+    """The recipe's name, or the labels of several runs."""
     if len(labels) > 1:
         return f"{labels[0]} against {', '.join(labels[1:])}"
     return facts.plain(run.settings.get("name", labels[0]))
@@ -81,7 +79,7 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
 
 
 def summary(run: Run) -> str:
-    """What was trained, in a line."""
+    """Objective, hyperparameters and device in one line."""
     keys = {
         "objective.name": "{}",
         "objective.beta": "β {}",
@@ -143,24 +141,26 @@ def speed_charts(runs: Sequence[Run], labels: Sequence[str]) -> list[Chart]:
 
 
 def reference_charts(run: Run) -> list[Chart]:
-    """How the reference model sees the pairs."""
+    """Log-probabilities of the pairs under the reference model."""
     if not run.reference:
         return []
     chosen, rejected = zip(*run.reference, strict=True)
     prefers = sum(c > r for c, r in run.reference) / len(run.reference)
     difference = [c - r for c, r in run.reference]
     return [
-        histogram("Pairs by log-probability, in nats", [("chosen", GREEN, chosen), ("rejected", ORANGE, rejected)]),
+        histogram(
+            "Pairs by log-probability, in nats", [Group("chosen", GREEN, chosen), Group("rejected", ORANGE, rejected)]
+        ),
         histogram(
             "Pairs by chosen minus rejected, in nats",
-            [("difference", BLUE, difference)],
+            [Group("difference", BLUE, difference)],
             note=f"chosen is the likelier response in {prefers:.1%} of the pairs",
         ),
     ]
 
 
 def epoch_ends(run: Run) -> list[float]:
-    """Places between an epoch's last step and the next one's first."""
+    """Positions on the step axis between the epochs."""
     if not run.steps_per_epoch or not run.steps:
         return []
     ends = [step + 0.5 for step in range(run.steps_per_epoch, run.steps[-1], run.steps_per_epoch)]
@@ -170,15 +170,15 @@ def epoch_ends(run: Run) -> list[float]:
 def _curves(
     runs: Sequence[Run], labels: Sequence[str], key: str, values: Callable[[Run], list[float]] | None = None
 ) -> list[Curve]:
-    """One curve a run; a single run's needs no name."""
+    """One curve a run."""
     return [
         Curve(label if len(runs) > 1 else "last", color, run.steps, values(run) if values else run.metrics[key])
-        for color, (run, label) in enumerate(zip(runs, labels, strict=True))
+        for color, run, label in zip(PALETTE, runs, labels, strict=False)
     ]
 
 
 def _reward_curves(runs: Sequence[Run], labels: Sequence[str]) -> list[Curve]:
-    """Alone: a colour a side. Among others the colour is the run's, and rejected is dashed."""
+    """A colour a side; with several runs a colour a run, and rejected is dashed."""
     if len(runs) == 1:
         metrics, steps = runs[0].metrics, runs[0].steps
         return [
@@ -187,7 +187,7 @@ def _reward_curves(runs: Sequence[Run], labels: Sequence[str]) -> list[Curve]:
         ]
     return [
         Curve(f"{label}, {side}", color, run.steps, run.metrics[f"reward_{side}"], dashed=side == "rejected")
-        for color, (run, label) in enumerate(zip(runs, labels, strict=True))
+        for color, run, label in zip(PALETTE, runs, labels, strict=False)
         for side in ("chosen", "rejected")
     ]
 

@@ -14,6 +14,9 @@ from types import FrameType
 from spot_megatron.errors import EXIT_STOPPED, UserError, print_error
 from spot_megatron.quiet import hide_known_warnings
 
+UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"
+END_WITH_PARENT = "SPOT_MEGATRON_END_WITH_PARENT"  # process id of the launcher, set by tools/training_process.py
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m spot_megatron.train", description=__doc__)
@@ -39,23 +42,28 @@ def _train(name: str, overrides: list[str]) -> int:
     from spot_megatron.train.heartbeat import record_collectives
     from spot_megatron.train.loop import run
 
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        end_with_the_agent()
+    end_with_parent()
     record_collectives(Path(recipe.output))
     with parallel_groups(recipe.parallel, pick_device(recipe.device), recipe.seed) as topology:
         return run(recipe, topology)
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
-    """Outside the updates (train/stop.py) there is nothing to save, and a second signal within them is in a hurry."""
-    os.write(2, b"stopped at once by a signal; run the same command to go on from the newest checkpoint\n")
+    """Outside the updates (train/stop.py) there is nothing to save, and a second signal within them must not wait."""
+    ended_by_torchrun = UNDER_TORCHRUN in os.environ and number == signal.SIGTERM  # it prints the reason itself
+    if not ended_by_torchrun and os.environ.get("RANK", "0") == "0":
+        os.write(2, b"stopped at once by a signal; run the same command to continue from the newest checkpoint\n")
     os._exit(EXIT_STOPPED)
 
 
-def end_with_the_agent() -> None:
-    """Without torchrun's agent nobody would end this process, and it would train on beside the one that replaces it."""
+def end_with_parent() -> None:
+    """Under torchrun's agent or `make train`: ends this process when the parent is killed, so that none is orphaned."""
+    if sys.platform != "linux" or not (UNDER_TORCHRUN in os.environ or END_WITH_PARENT in os.environ):
+        return
     pr_set_pdeathsig = 1  # linux/prctl.h
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if END_WITH_PARENT in os.environ and os.getppid() != int(os.environ[END_WITH_PARENT]):
+        os._exit(EXIT_STOPPED)  # it was killed before the line above
 
 
 def _tell(error: UserError) -> None:

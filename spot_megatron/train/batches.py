@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from spot_megatron.data.costs import cost_model
 from spot_megatron.data.dataset import PreferencePairDataset
 from spot_megatron.data.sampler import BatchSampler
@@ -12,68 +10,32 @@ from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 from spot_megatron.train import packing
 
+PASS_PAIRS = 256  # pairs of a data-parallel rank that are dealt together, in quadratic time
+
 
 def training_batches(
     recipe: Recipe, dataset: PreferencePairDataset, hf: HFModelConfig, topology: Topology
 ) -> BatchSampler:
     """The batches of every optimizer step."""
-    train = recipe.train
-    return _batches(
-        recipe,
-        dataset,
-        hf,
-        topology,
-        batch_pairs=train.batch_pairs,
-        epochs=train.epochs,
-        order=recipe.data.order,
-        max_steps=train.max_steps,
-        shared_tokens=packing.shared_tokens(recipe),
-        recomputed_above=packing.recomputed_above(recipe.memory),
-    )
+    layout = recipe.data.layout
+    costs = dataset.costs(layout, cost_model(hf), packing.recomputed_above(recipe.memory))
+    return packing.training_sampler(recipe, dataset.pairs, dataset.num_positions(layout), costs, topology.data_size)
 
 
 def one_pass(recipe: Recipe, dataset: PreferencePairDataset, hf: HFModelConfig, topology: Topology) -> BatchSampler:
-    """All pairs as one batch, for a forward pass over the data."""
-    return _batches(
-        recipe,
-        dataset,
-        hf,
-        topology,
-        batch_pairs=len(dataset),
-        epochs=1,
-        order="shuffled",
-        max_steps=None,
-        shared_tokens=None,
-        recomputed_above=None,
-    )
-
-
-def _batches(
-    recipe: Recipe,
-    dataset: PreferencePairDataset,
-    hf: HFModelConfig,
-    topology: Topology,
-    *,
-    batch_pairs: int,
-    epochs: int,
-    order: Literal["shuffled", "file"],
-    max_steps: int | None,
-    shared_tokens: int | None,
-    recomputed_above: int | None,
-) -> BatchSampler:
+    """Every pair once, for a forward pass over the data; planning it takes time in proportion to the pairs."""
     data = recipe.data
     return BatchSampler(
-        dataset.packed_tokens(data.layout),
-        dataset.costs(data.layout, cost_model(hf), recomputed_above),
-        batch_pairs=batch_pairs,
-        epochs=epochs,
-        order=order,
+        dataset.num_positions(data.layout),
+        dataset.costs(data.layout, cost_model(hf), None),
+        batch_pairs=PASS_PAIRS * topology.data_size,
+        epochs=1,
+        order="shuffled",
         seed=recipe.seed,
-        max_steps=max_steps,
+        max_steps=None,
         dp_size=topology.data_size,
         tokens_per_microbatch=data.tokens_per_microbatch,
         pairs_per_microbatch=data.pairs_per_microbatch,
-        shared_tokens=shared_tokens,
-        microbatch_multiple=topology.pipeline_size if recipe.parallel.virtual_pipeline else 1,
+        microbatch_multiple=packing.microbatch_multiple(recipe),
         ids=[pair.id for pair in dataset.pairs],
     )

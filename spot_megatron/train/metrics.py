@@ -1,50 +1,88 @@
-"""What a run tells: metrics.jsonl, TensorBoard, Weights & Biases and the progress line. Rank 0 only."""
+"""A run's metrics: metrics.jsonl, TensorBoard, Weights & Biases and the progress line. Rank 0 only."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-from spot_megatron.errors import RecipeError
+from spot_megatron.files import read_rows, write_rows
 from spot_megatron.recipe import Recipe
+from spot_megatron.train.step import StepSums
+from spot_megatron.train.watch import Watch
+
+
+def metrics_row(step: int, sums: StepSums, shift: float, lr: float, seconds: float) -> dict[str, Any]:
+    """Means over the step's pairs, measured before the update; rewards include beta."""
+    n = sums.num_pairs
+    return {
+        "step": step,
+        "loss": sums.loss / n,
+        "reward_chosen": sums.reward_chosen / n,
+        "reward_rejected": sums.reward_rejected / n,
+        "reward_margin": (sums.reward_chosen - sums.reward_rejected) / n,
+        "reward_accuracy": sums.num_accurate / n,
+        "reward_shift": shift,
+        "grad_norm": sums.grad_norm,
+        "lr": lr,
+        "pairs": n,
+        "tokens": sums.num_tokens,
+        "unique_tokens": sums.num_unique_tokens,
+        "seconds": round(seconds, 4),
+    }
 
 
 class MetricsLog:
-    """Appends one row a step everywhere. A resumed run drops rows past its checkpoint, which it will write again."""
+    """Appends a row per step to every logger. A resumed run drops the rows after its checkpoint and writes them again.
 
-    def __init__(self, folder: Path, recipe: Recipe, num_steps: int, first_step: int) -> None:
+    Other ranks than 0 may use it too: it does nothing there.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, num_steps: int, first_step: int, is_main: bool) -> None:
+        self._is_main = is_main
+        if not is_main:
+            return
         self.path = folder / "metrics.jsonl"
-        self._keep_rows(first_step)
+        rows = [row for _, row in read_rows(self.path)][:first_step] if self.path.exists() else []
+        write_rows(self.path, rows)
         self._file = self.path.open("a", encoding="utf-8")
+        self._watch = Watch(rows)
         self._every = recipe.train.log_every_steps
         self._tensorboard = _tensorboard(folder, first_step) if recipe.logging.tensorboard else None
         self._wandb = _wandb(folder, recipe) if recipe.logging.wandb else None
         self._interactive = sys.stderr.isatty()
         self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not self._interactive)
 
-    def _keep_rows(self, first_step: int) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        partial = self.path.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(line + "\n" for line in lines[:first_step]), encoding="utf-8")
-        partial.replace(self.path)
+    def __enter__(self) -> MetricsLog:
+        return self
 
     def write(self, row: dict[str, Any]) -> None:
-        """One optimizer step. The row is on disk when this returns."""
+        """Logs one optimizer step; its row is on disk when this returns."""
+        if not self._is_main:
+            return
+        step = row["step"]
+        warnings = self._watch.look(row)
+        if warnings:
+            row["warnings"] = sorted(warnings)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        for key, value in row.items():
+        numbers = {key: value for key, value in row.items() if key != "warnings"}
+        for key, value in numbers.items():
             if self._tensorboard and key != "step":
-                self._tensorboard.add_scalar(f"train/{key}", value, row["step"])
+                self._tensorboard.add_scalar(f"train/{key}", value, step)
         if self._wandb:
-            self._wandb.log(row, step=row["step"])
+            self._wandb.log(numbers, step=step)
         self._bar.update()
-        if row["step"] % self._every == 0:
+        for name, text in warnings.items():
+            tqdm.write(f"WARNING {name}: step {step}: {text}", file=sys.stderr)
+        if step % self._every == 0:
             self._show(row)
 
     def _show(self, row: dict[str, Any]) -> None:
@@ -60,13 +98,17 @@ class MetricsLog:
             f"step {row['step']:>4}/{self._bar.total}  {text}  {row['seconds']:.2f} s  left {_clock(left)}", flush=True
         )
 
-    def close(self) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._is_main:
+            return
         self._bar.close()
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
         if self._wandb:
-            self._wandb.finish()
+            self._wandb.finish(exit_code=0 if kind is None else 1)
 
 
 def _clock(seconds: float) -> str:
@@ -81,14 +123,12 @@ def _tensorboard(folder: Path, first_step: int) -> Any:
 
 
 def _wandb(folder: Path, recipe: Recipe) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise RecipeError("logging.wandb=true needs the package: pip install spot_megatron[wandb]") from None
+    import wandb
+
     return wandb.init(
         project="spot_megatron",
         name=recipe.name,
-        id=recipe.name,
+        id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],  # the folder's: recipes share names
         resume="allow",
         dir=str(folder),
         config=recipe.model_dump(),

@@ -10,9 +10,13 @@ import torch
 from megatron.core import parallel_state as mpu
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import Tensor
 
 from spot_megatron.model.config import DTYPES
 from spot_megatron.model.gpt import PairGPT
+from spot_megatron.parallel.versions import grads_for_norm
 from spot_megatron.recipe import Optim, Recipe
 
 
@@ -24,33 +28,53 @@ class Policy:
     wrapped: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     weight_decay: float
+    clip_grad_norm: float  # 0: gradients are not clipped
 
     def zero_grad(self) -> None:
         for chunk in self.wrapped:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
-    def update(self, lr: float) -> float:
-        """One AdamW step at `lr`. Returns the gradient norm before clipping."""
+    @torch.no_grad()
+    def squared_grad_norm(self) -> Tensor:
+        """[] float64, on the device: this rank's part of the squared gradient norm, which is the sum over all ranks.
+
+        Call it once after a step's gradients are complete; `update` uses what it prepares.
+        """
+        self.optimizer.prepare_grads()
+        grads = [grad for part in self.parts for grad in grads_for_norm(part)]
+        if not grads:
+            return torch.zeros((), dtype=torch.float64, device=self.wrapped[0].buffers[0].grad_data.device)
+        return torch.stack(torch._foreach_norm(grads, dtype=torch.float32)).double().square().sum()
+
+    def update(self, lr: float, grad_norm: float) -> None:
+        """One AdamW step at `lr`. Gradients are clipped by `grad_norm`, their norm over all ranks."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-            # Megatron only notes which parameters decay; its scheduler, which this project does without, applies it.
+            # Megatron only notes which parameters decay; its scheduler, which this project does not use, applies it.
             group["weight_decay"] = self.weight_decay * group["wd_mult"]
-        success, grad_norm, _ = self.optimizer.step()
-        assert success, "the optimizer skipped a step, which it does only under fp16 loss scaling"
+        if self.clip_grad_norm:
+            for part in self.parts:
+                compact = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+                clip_grad_by_total_norm_fp32(part.get_parameters(), self.clip_grad_norm, grad_norm, compact)
+        self.optimizer.step_with_ready_grads()
         for chunk in self.wrapped:
             if chunk.ddp_config.overlap_param_gather and chunk.bucket_size is None:
                 chunk.start_param_sync()  # in one piece: nothing of it would hide behind this chunk's own forward pass
-        return float(grad_norm)
+
+    @property
+    def parts(self) -> list[DistributedOptimizer]:
+        """The optimizers that are stepped together: one, or one for experts besides."""
+        return list(getattr(self.optimizer, "chained_optimizers", [self.optimizer]))
 
     def gather_weights(self) -> None:
-        """Gives every rank all updated weights now; else they are there when the next forward pass needs them."""
+        """Blocks until updated weights are gathered; otherwise they are gathered lazily by the next forward pass."""
         for chunk in self.wrapped:
             if chunk.ddp_config.overlap_param_gather:
                 chunk.start_param_sync(force_sync=True)
 
 
-def make_trainable(chunks: list[PairGPT], recipe: Recipe, device: str) -> Policy:
+def make_trainable(chunks: list[PairGPT], recipe: Recipe) -> Policy:
     """Wraps the chunks for data-parallel training and builds their optimizer."""
     config = chunks[0].config
     num_replicas = mpu.get_data_parallel_world_size(with_context_parallel=True)
@@ -61,7 +85,7 @@ def make_trainable(chunks: list[PairGPT], recipe: Recipe, device: str) -> Policy
         overlap_param_gather=overlap,
         bucket_size=_bucket_size(chunks[0], num_replicas),
         use_distributed_optimizer=True,
-        check_for_nan_in_grad=False,  # train/step.py names the pairs of a loss that is not finite
+        check_for_nan_in_grad=False,  # train/finite.py checks the loss and the gradient norm of the whole step
     )
     wrapped = [
         DistributedDataParallel(config=config, ddp_config=ddp, module=chunk, disable_bucketing=index > 0)
@@ -69,20 +93,21 @@ def make_trainable(chunks: list[PairGPT], recipe: Recipe, device: str) -> Policy
     ]
     _fuse_weight_gradients(chunks)
     optimizer = get_megatron_optimizer(_optimizer_config(recipe), wrapped, use_gloo_process_groups=False)
-    if device == "cpu":
-        for group in optimizer.param_groups:
-            group["fused"] = True  # torch's AdamW in one pass over memory, without two temporaries a parameter
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(part.optimizer, torch.optim.AdamW):  # Transformer Engine's and Apex' are fused already
+            for group in part.optimizer.param_groups:
+                group["fused"] = True  # one pass over memory, without temporaries of 4 bytes a parameter
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     single = len(wrapped) == 1
     config.no_sync_func = wrapped[0].no_sync if single else [chunk.no_sync for chunk in wrapped]
     if overlap:
         config.grad_sync_func = wrapped[0].start_grad_sync if single else [chunk.start_grad_sync for chunk in wrapped]
-    return Policy(chunks, wrapped, optimizer, recipe.optim.weight_decay)
+    return Policy(chunks, wrapped, optimizer, recipe.optim.weight_decay, recipe.optim.clip_grad_norm)
 
 
 def _fuse_weight_gradients(chunks: list[PairGPT]) -> None:
-    """Has Transformer Engine's layers add weight gradients to DDP's buffers inside the matrix product.
+    """Makes Transformer Engine's layers add weight gradients to DDP's buffers inside the matrix product.
 
     Megatron's own switch for it asks for apex, which only its own LM head would need; ours (model/logprob.py) adds to
     the buffer itself.
@@ -110,7 +135,6 @@ def _optimizer_config(recipe: Recipe) -> OptimizerConfig:
         adam_beta1=optim.betas[0],
         adam_beta2=optim.betas[1],
         adam_eps=optim.eps,
-        clip_grad=optim.clip_grad_norm or math.inf,  # infinite: the norm is measured, nothing is clipped
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         use_distributed_optimizer=True,
@@ -123,7 +147,7 @@ def _optimizer_config(recipe: Recipe) -> OptimizerConfig:
 
 
 def _compact_states(recipe: Recipe) -> dict[str, Any]:
-    """Transformer Engine's AdamW, which takes gradients in the buffers' own type and keeps states as told."""
+    """Transformer Engine's AdamW, which takes gradients in the buffers' own type and keeps states in the recipe's."""
     moments = DTYPES[recipe.memory.moments]
     return {
         "use_precision_aware_optimizer": True,

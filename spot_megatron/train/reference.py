@@ -8,32 +8,40 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from spot_megatron.data.dataset import PreferencePairDataset
 from spot_megatron.data.pack import Pack
 from spot_megatron.errors import CheckpointError
+from spot_megatron.files import dump_line, write_rows
 from spot_megatron.model.attention.cuda import pick_kernel
 from spot_megatron.model.config import DTYPES
 from spot_megatron.model.gpt import PairGPT
 from spot_megatron.parallel.device import to_device
 from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
-from spot_megatron.train.step import MicroBatch, forward_backward, side_sums, sum_over_replicas
+from spot_megatron.train.batches import one_pass
+from spot_megatron.train.gate import SIGMAS, noise
+from spot_megatron.train.microbatch import MicroBatch, side_sums
+from spot_megatron.train.run_folder import from_main, say
+from spot_megatron.train.step import forward_backward, sum_over_replicas
+
+if TYPE_CHECKING:
+    from spot_megatron.train.setup import Setup
+
+SAMPLE = 8  # pairs that are computed again when a cache is read
 
 
 def computed_by(recipe: Recipe, device: str) -> str:
-    """The software, device and attention kernel behind this process's numbers."""
+    """Software, device and attention kernel behind this process's numbers."""
     names = ("torch", "megatron-core", "transformer-engine", "flash-attn")
     versions = [f"{name} {version}" for name in names if (version := _version(name))]
     on_cuda = device == "cuda"
@@ -48,69 +56,112 @@ def _version(package: str) -> str | None:
         return None
 
 
-def reference_key(recipe: Recipe, dataset: PreferencePairDataset, weights_digest: str, software: str) -> str:
-    """Hex digest naming a cache: weights, tokens, precision, layout, and `software`, which says what computes."""
+def reference_key(job: Setup) -> str:
+    """Hex digest naming a cache: weights, tokens, precision, layout, split of the model, software and device.
+
+    Packing and data parallelism are not part of it: they change sums by rounding only, which check_sample bounds.
+    """
+    split = job.recipe.parallel.model_dump(exclude={"timeout_minutes"})
     parts = {
-        "weights": weights_digest,
-        "pairs": dataset.fingerprint(),
-        "precision": recipe.precision.model_dump(),
-        "layout": recipe.data.layout,
-        "software": software,
+        "weights": job.weights_digest,
+        "pairs": job.dataset.fingerprint(),
+        "precision": job.recipe.precision.model_dump(),
+        "layout": job.recipe.data.layout,
+        "split": split,
+        "software": computed_by(job.recipe, job.topology.device.type),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def reference_logps(
-    chunks: Sequence[PairGPT],
-    dataset: PreferencePairDataset,
-    packs: Iterable[Pack],
-    topology: Topology,
-    cache: Path,
-) -> tuple[np.ndarray, float]:
-    """[num pairs, 2] log-probability sums (chosen, rejected) in nats, float64, equal on every rank.
+def reference_pass(job: Setup, chunks: Sequence[PairGPT]) -> np.ndarray:
+    """[num pairs, 2] log-probability sums (chosen, rejected) in nats, float64, equal on every rank. Collective.
 
-    Reads `cache` where it exists, else computes and writes it; `packs` are this rank's share of the data, laid out only
-    when they are needed.
+    They are read from the cache where it has them, and a sample is computed again; else they are computed and cached.
 
-    Returns:
-        the sums, and the seconds spent computing (0.0 when read).
+    Raises:
+        CheckpointError: the cache is damaged, or differs from the sample.
     """
-    found: list[Any] = [_read_cache(cache, dataset) if topology.is_main and cache.exists() else None]
-    dist.broadcast_object_list(found, src=0)
-    if found[0] is not None:
-        return found[0], 0.0
-    start = time.perf_counter()
-    sums = reference_sums(chunks, len(dataset), list(packs), topology)
+    topology, dataset = job.topology, job.dataset
+    cache = job.folder.parent / "reference_cache" / f"{reference_key(job)}.jsonl"
+    cached: np.ndarray | None = from_main(lambda: read_reference(cache, dataset) if cache.exists() else None, topology)
+    if cached is None:
+        start = time.perf_counter()
+        reference = reference_sums(chunks, len(dataset), all_packs(job), topology)
+        if topology.is_main:
+            write_reference(cache, dataset, reference)
+        say(topology, f"reference pass: {time.perf_counter() - start:.1f} s")
+    else:
+        reference = cached
+        check_sample(job, chunks, reference, cache)
+        say(topology, f"reference pass: read from {cache}")
     if topology.is_main:
-        write_reference(cache, dataset, sums)
-    return sums, time.perf_counter() - start
+        write_rows(job.folder / "reference.jsonl", rows_of(dataset, reference))
+    return reference
+
+
+def all_packs(job: Setup) -> Iterator[list[Pack]]:
+    """This rank's share of the data, a list of packs at a time; each list has as many on every rank."""
+    batches = one_pass(job.recipe, job.dataset, job.hf, job.topology)
+    return (job.lay_out(batches.plan(step)) for step in range(batches.num_steps))
+
+
+def check_sample(job: Setup, chunks: Sequence[PairGPT], reference: np.ndarray, cache: Path) -> None:
+    """Computes SAMPLE pairs again, spread over the data, and compares them with `reference`. Collective.
+
+    Raises:
+        CheckpointError: a side differs by more than the step-0 gate allows.
+    """
+    sample = np.unique(np.linspace(0, len(reference) - 1, min(SAMPLE, len(reference))).round().astype(int))
+    ranks, stages = job.topology.data_size, job.topology.pipeline_size
+    count = -(-len(sample) // (ranks * stages)) * stages  # micro-batches a rank: interleaved stages need a multiple
+    plan = [[[int(i)] for i in sample[rank::ranks]] for rank in range(ranks)]
+    plan = [bins + [[] for _ in range(count - len(bins))] for bins in plan]
+    again = reference_sums(chunks, len(reference), [job.lay_out(plan)], job.topology)
+    lengths = np.array([[len(job.dataset.pairs[i].chosen_ids), len(job.dataset.pairs[i].rejected_ids)] for i in sample])
+    drift = np.abs(again[sample] - reference[sample]) / np.sqrt(lengths)
+    bound = SIGMAS * noise(job.recipe.precision)
+    if not (drift <= bound).all():
+        worst = job.dataset.pairs[sample[drift.max(axis=1).argmax()]].id
+        raise CheckpointError(
+            f"{cache} does not fit this model: pair {worst}, computed again, differs by {drift.max():.2e} nats x "
+            f"sqrt(tokens) (allowed {bound:.2e}); delete the file"
+        )
+
+
+def rows_of(dataset: PreferencePairDataset, sums: np.ndarray) -> list[dict[str, Any]]:
+    """One object a pair: id, logp_chosen, logp_rejected."""
+    return [
+        {"id": pair.id, "logp_chosen": chosen, "logp_rejected": rejected}
+        for pair, (chosen, rejected) in zip(dataset.pairs, sums.tolist(), strict=True)
+    ]
 
 
 def write_reference(path: Path, dataset: PreferencePairDataset, sums: np.ndarray) -> None:
-    """One object a pair: id, logp_chosen, logp_rejected. Appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = (
-        json.dumps({"id": pair.id, "logp_chosen": chosen, "logp_rejected": rejected}, ensure_ascii=False)
-        for pair, (chosen, rejected) in zip(dataset.pairs, sums.tolist(), strict=True)
-    )
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write("\n".join(rows) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """The rows of the pairs, then the SHA-256 of their lines. Written atomically."""
+    rows = rows_of(dataset, sums)
+    digest = hashlib.sha256(b"".join(map(dump_line, rows))).hexdigest()
+    write_rows(path, [*rows, {"sha256": digest}])
 
 
-def _read_cache(path: Path, dataset: PreferencePairDataset) -> np.ndarray:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def read_reference(path: Path, dataset: PreferencePairDataset) -> np.ndarray:
+    """[num pairs, 2] sums that write_reference wrote. Raises CheckpointError if a byte of them has changed."""
+    *lines, last = path.read_bytes().splitlines(keepends=True) or [b""]
+    if last != dump_line({"sha256": hashlib.sha256(b"".join(lines)).hexdigest()}):
+        raise CheckpointError(f"{path} is damaged: its lines do not have the SHA-256 of its last line; delete the file")
+    rows = [json.loads(line) for line in lines]
     if [row["id"] for row in rows] != [pair.id for pair in dataset.pairs]:
         raise CheckpointError(f"{path} does not list this data's pairs although its name says so; delete the file")
     return np.array([[row["logp_chosen"], row["logp_rejected"]] for row in rows], dtype=np.float64)
 
 
 @torch.no_grad()
-def reference_sums(chunks: Sequence[PairGPT], num_pairs: int, packs: Sequence[Pack], topology: Topology) -> np.ndarray:
-    """[num_pairs, 2] sums (chosen, rejected) in nats, float64, on every rank; `packs` are this rank's share."""
+def reference_sums(
+    chunks: Sequence[PairGPT], num_pairs: int, batches: Iterable[Sequence[Pack]], topology: Topology
+) -> np.ndarray:
+    """[num_pairs, 2] sums (chosen, rejected) in nats, float64, on every rank; zeros for pairs that no pack holds.
+
+    `batches` are this rank's packs, forwarded one list after the other.
+    """
     sums = torch.zeros(num_pairs, 2, dtype=torch.float64, device=topology.device)
 
     def collect(batch: MicroBatch, logp_S: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -118,6 +169,7 @@ def reference_sums(chunks: Sequence[PairGPT], num_pairs: int, packs: Sequence[Pa
         sums[to_device(batch.pack.pair_index, sums.device)] = torch.stack([chosen, rejected], dim=1).double()
         return logp_S.sum(), torch.full((), len(chosen), dtype=torch.int, device=logp_S.device), {}
 
-    forward_backward(chunks, packs, collect, topology, forward_only=True)
+    for packs in batches:
+        forward_backward(chunks, packs, collect, topology, forward_only=True)
     sum_over_replicas(sums)
     return sums.cpu().numpy()

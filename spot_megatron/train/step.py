@@ -1,4 +1,4 @@
-"""One optimizer step, and one forward pass, over packed pairs through Megatron's pipeline schedules.
+"""One optimizer step's loss and gradients over packed pairs, through Megatron's pipeline schedules.
 
 The scaling, once (tests/train/test_scaling.py): the loss of a micro-batch is the *sum* over its pairs, with its number
 of pairs as Megatron's `num_tokens`. With `calculate_per_token_loss` Megatron adds these up over micro-batches and
@@ -11,6 +11,7 @@ however the pairs were packed, dealt or pipelined.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,35 +21,30 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
-from megatron.core import tensor_parallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from spot_megatron.data.pack import Pack
-from spot_megatron.model.attention.pair import PairSeqParams, own_rows, pair_seq_params
 from spot_megatron.objective.losses import pair_losses, pair_rewards
-from spot_megatron.objective.reward import score_pairs, segment_sums
+from spot_megatron.objective.reward import score_pairs
 from spot_megatron.objective.shift import RewardShift
 from spot_megatron.parallel.device import to_device
 from spot_megatron.parallel.groups import Topology
+from spot_megatron.parallel.pipeline import known_shapes
 from spot_megatron.recipe import Objective
+from spot_megatron.train.microbatch import MicroBatch, microbatch, over_context_ranks
 
 LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """A pack, and this context-parallel rank's share of it on the device."""
-
-    pack: Pack
-    layout: PairSeqParams
-    input_ids: Tensor  # [1, T / context ranks]
-    position_ids: Tensor  # [1, T / context ranks]
-
-
-@dataclass(frozen=True)
 class StepSums:
-    """A global batch's sums over pairs, equal on every rank; `worst_drift` is a maximum."""
+    """A global batch's sums over pairs and the norm of its gradient, equal on every rank.
+
+    `worst_drift` is a maximum over the pairs' sides: |log pi - log pi_ref| in nats, divided by the square root of the
+    side's number of tokens.
+    """
 
     loss: float
     reward_chosen: float
@@ -57,22 +53,14 @@ class StepSums:
     num_pairs: int
     num_tokens: int
     num_unique_tokens: int
-    worst_drift: float  # largest |log pi - log pi_ref| of a side, per token of it, nats
+    num_scored: int  # response tokens of both sides
+    grad_norm: float  # before clipping
+    worst_drift: float
 
     @property
     def mean_reward(self) -> float:
-        """(mean r+ + mean r-) / 2: what the reward shift follows."""
+        """(mean r+ + mean r-) / 2: the reward shift is its moving average."""
         return (self.reward_chosen + self.reward_rejected) / (2 * self.num_pairs)
-
-
-def microbatch(pack: Pack, device: torch.device, context_rank: int = 0, context_size: int = 1) -> MicroBatch:
-    rows = own_rows(pack, context_rank, context_size)
-
-    def own(array: np.ndarray) -> Tensor:
-        return to_device(array[rows], device)[None]
-
-    layout = pair_seq_params(pack, device, context_rank, context_size)
-    return MicroBatch(pack, layout, own(pack.input_ids), own(pack.position_ids))
 
 
 def forward_backward(
@@ -101,21 +89,22 @@ def forward_backward(
         )
         return output, partial(loss_of, batch)
 
-    longest = max(len(pack.input_ids) for pack in packs)
+    lengths = [len(pack.input_ids) for pack in packs]
     iterators = [iter(packs) for _ in chunks]
-    return get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iterators if len(chunks) > 1 else iterators[0],
-        model=list(chunks) if len(chunks) > 1 else chunks[0],
-        num_microbatches=len(packs),
-        seq_length=longest,
-        micro_batch_size=1,
-        forward_only=forward_only,
-    )
+    with known_shapes(get_model_config(chunks[0]), lengths, forward_only):
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iterators if len(chunks) > 1 else iterators[0],
+            model=list(chunks) if len(chunks) > 1 else chunks[0],
+            num_microbatches=len(packs),
+            seq_length=max(lengths),
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
 
 
 class ObjectiveLoss:
-    """The recipe's objective as a loss of micro-batches. Holds the data it needs, never the model."""
+    """The recipe's objective as a loss of micro-batches. It holds the data that it needs, never the model."""
 
     def __init__(self, objective: Objective, shift: RewardShift, reference: np.ndarray) -> None:
         """`reference`: [num pairs of the dataset, 2] log-probability sums (chosen, rejected), nats."""
@@ -137,64 +126,59 @@ class ObjectiveLoss:
         scores = score_pairs(
             logp_S, batch.layout.head_segment, reference_B2[:, 0], reference_B2[:, 1], num_chosen, over_context_ranks
         )
-        chosen, rejected = pair_rewards(scores, objective.beta)
+        rewards = pair_rewards(scores, objective.beta)
+        chosen, rejected = (reward.detach() for reward in rewards)
         if self.shift.moves_inside_batch:
             self._move_shift(chosen, rejected)
-        losses = pair_losses(objective.name, scores, objective.beta, self.shift.value)
+        losses = pair_losses(objective.name, scores, rewards, self.shift.value)
         # An empty pack has no pairs; its loss is the empty sum, whose gradient is zero everywhere.
         loss = losses.sum() if len(losses) else logp_S.sum()
-        # Every context rank has the whole loss of these pairs; their count is Megatron's divisor, so one rank tells it.
+        # Every context rank has the whole loss of these pairs; their count is Megatron's divisor, so one rank counts.
         num_counted = len(losses) if mpu.get_context_parallel_rank() == 0 else 0
-        drift = torch.cat([chosen.abs() / num_chosen, rejected.abs() / num_rejected]).detach() / objective.beta
+        drift = torch.cat([chosen.abs() / num_chosen.sqrt(), rejected.abs() / num_rejected.sqrt()]) / objective.beta
+        accurate = (chosen > rejected).double()
         report = {
-            "sums": torch.stack(
-                [
-                    losses.detach().double().sum(),
-                    chosen.detach().double().sum(),
-                    rejected.detach().double().sum(),
-                    (chosen > rejected).double().sum(),
-                ]
-            ),
-            "worst_drift": drift.max().double() if len(drift) else drift.new_zeros((), dtype=torch.float64),
+            "losses": losses.detach(),
+            "sums": torch.stack([losses.detach().sum(), chosen.sum(), rejected.sum(), accurate.sum()]),
+            "worst_drift": drift.max() if len(drift) else drift.new_zeros(()),
         }
         return loss, torch.full((), num_counted, dtype=torch.int, device=logp_S.device), report
 
     def _move_shift(self, chosen: Tensor, rejected: Tensor) -> None:
         """The public reference's order: the micro-batch's own mean, over all data-parallel ranks, enters before use."""
-        sums = torch.stack([(chosen + rejected).detach().double().sum() / 2, chosen.new_tensor(len(chosen)).double()])
+        count = torch.full((), len(chosen), dtype=torch.float64, device=chosen.device)
+        sums = torch.stack([(chosen + rejected).sum() / 2, count])
         dist.all_reduce(sums, group=mpu.get_data_parallel_group())
-        total, count = sums.tolist()
-        if count:
-            self.shift.update(total / count)
+        total, num_pairs = sums.tolist()
+        if num_pairs:
+            self.shift.update(total / num_pairs)
 
 
-def reduce_sums(reports: list[dict[str, Any]], packs: Sequence[Pack], topology: Topology) -> StepSums:
-    """Adds the last stage's reports up over micro-batches and data-parallel ranks and tells every rank."""
-    sums = torch.zeros(7, dtype=torch.float64, device=topology.device)
+def reduce_sums(
+    reports: list[dict[str, Any]], packs: Sequence[Pack], squared_grad_norm: Tensor, topology: Topology
+) -> StepSums:
+    """Adds the last stage's reports up over micro-batches and replicas, and `squared_grad_norm` [] over all ranks.
+
+    Two collectives, and one read of the device by the host.
+    """
+    sums = torch.zeros(9, dtype=torch.float64, device=topology.device)
     worst = torch.zeros(1, dtype=torch.float64, device=topology.device)
-    if topology.is_last_stage:
-        counts = [[len(p.pair_index), p.num_tokens, p.num_unique_tokens] for p in packs]
+    # Tensor and context ranks of a replica have the same sums: one of them contributes.
+    if topology.is_last_stage and topology.tensor_rank == topology.context_rank == 0:
+        counts = np.array([[len(p.pair_index), p.num_tokens, p.num_unique_tokens, p.num_scored] for p in packs])
         sums[:4] = torch.stack([report["sums"] for report in reports]).sum(dim=0)
-        sums[4:] = torch.tensor(counts, dtype=torch.float64).sum(dim=0)
+        sums[4:8] = to_device(counts.sum(axis=0).astype(np.float64), topology.device)
         worst[0] = torch.stack([report["worst_drift"] for report in reports]).max()
-    sum_over_replicas(sums)
-    for group in (mpu.get_data_parallel_group(), mpu.get_pipeline_model_parallel_group()):
-        dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=group)
-    loss, chosen, rejected, accurate, pairs, tokens, unique = sums.tolist()
-    return StepSums(loss, chosen, rejected, accurate, int(pairs), int(tokens), int(unique), worst.item())
+    sums[8] = squared_grad_norm
+    dist.all_reduce(sums)
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    loss, chosen, rejected, accurate, *counted, squared_norm, drift = torch.cat([sums, worst]).tolist()
+    pairs, tokens, unique, scored = map(int, counted)
+    norm = math.sqrt(squared_norm)
+    return StepSums(loss, chosen, rejected, accurate, pairs, tokens, unique, scored, norm, drift)
 
 
 def sum_over_replicas(values: Tensor) -> None:
     """In place: the last stage's values summed over data-parallel ranks, on every rank. Other stages bring zeros."""
     dist.all_reduce(values, group=mpu.get_data_parallel_group())
     dist.all_reduce(values, group=mpu.get_pipeline_model_parallel_group())
-
-
-def side_sums(batch: MicroBatch, logp_S: Tensor) -> tuple[Tensor, Tensor]:
-    """([B], [B]) log-probability sums of the chosen and the rejected sides of a micro-batch."""
-    return segment_sums(logp_S.double(), batch.layout.head_segment, len(batch.pack.pair_index), over_context_ranks)
-
-
-def over_context_ranks(sums: Tensor) -> Tensor:
-    """Adds the sums of the ranks that hold a pack's other rows; the gradient goes to each rank's own part."""
-    return tensor_parallel.reduce_from_tensor_model_parallel_region(sums, group=mpu.get_context_parallel_group())

@@ -1,67 +1,127 @@
-"""The model part of a Megatron distributed checkpoint: any parallel layout writes it, any other reads it."""
+"""The model part of a Megatron distributed checkpoint, written and read under any parallel split; its checksums."""
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core import parallel_state as mpu
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from torch.distributed.checkpoint.api import CheckpointException
 
 from spot_megatron.errors import CheckpointError
+from spot_megatron.hf.checksums import file_names, sums_of, verify_checksums, write_checksums
 from spot_megatron.model.gpt import PairGPT
+from spot_megatron.weights.dist_metadata import METADATA, check_metadata
+
+SHARED_FROM_BYTES = 1 << 30  # of a rank's weights: a replica's writer process takes some 250 MB and seconds of its own
 
 
 def save_model(chunks: Sequence[PairGPT], folder: Path) -> None:
     """Writes the parameters of `chunks` (unwrapped) into the empty or new `folder`. Collective.
 
-    megatron.core writes metadata.json last, so that a folder without it is incomplete. It starts processes for the
-    writing: the program needs an `if __name__ == "__main__"` guard.
+    megatron.core writes metadata.json last, so that a folder without it is incomplete. It starts writer processes: the
+    program needs an `if __name__ == "__main__"` guard.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    dist_checkpointing.save(model_state(chunks), str(folder), content_metadata=_content(chunks))
+    strategy = get_default_save_sharded_strategy()
+    replicas = mpu.get_data_parallel_group(with_context_parallel=True)
+    num_bytes = sum(parameter.nbytes for chunk in chunks for parameter in chunk.parameters())
+    if replicas.size() > 1 and num_bytes > SHARED_FROM_BYTES:  # else the first replica writes everything
+        strategy = FullyParallelSaveStrategyWrapper(strategy, replicas)
+    dist_checkpointing.save(model_state(chunks), str(folder), strategy, content_metadata=_content(chunks))
 
 
 def load_model(chunks: Sequence[PairGPT], folder: Path) -> None:
-    """Fills `chunks` from save_model's folder, whatever the parallel layout that wrote it. Collective.
+    """Fills `chunks` from a folder of save_model, written under any parallel split. Collective.
 
     Rows that pad the vocabulary become zero where the checkpoint has fewer; values are cast to the parameters' type.
 
     Raises:
-        CheckpointError: the folder is no complete checkpoint, or is another model's.
+        CheckpointError: the folder is incomplete or damaged, or belongs to another model.
     """
-    for name in ("metadata.json", ".metadata"):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} is no complete Megatron distributed checkpoint: {name} is missing")
+    check_format(folder)
     content = _read_content(folder)
-    if content != _content(chunks):  # megatron.core accepts any number of rows, because of the padding
-        raise CheckpointError(f"{folder} holds another model: {content}, where {_content(chunks)} is wanted")
+    if content != _content(chunks):  # megatron.core accepts any vocabulary size, because of the padding
+        raise CheckpointError(f"{folder} holds another model: {content} instead of {_content(chunks)}")
     try:
         loaded = dist_checkpointing.load(model_state(chunks), str(folder), strict="raise_all")
-    except CheckpointException as error:  # one reason a rank; they have the same
+    except CheckpointException as error:  # one reason per rank, all the same
         reason = next(iter(error.failures.values()))[0]
-        raise CheckpointError(f"{folder} is damaged or holds another model: {_one_line(reason)}") from error
+        raise CheckpointError(f"{folder} is damaged or holds another model: {one_line(reason)}") from error
     except (CheckpointingException, pickle.UnpicklingError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{folder} is damaged or holds another model: {_one_line(error)}") from error
+        raise CheckpointError(f"{folder} is damaged or holds another model: {one_line(error)}") from error
     for key, chunk in zip(_keys(chunks), chunks, strict=True):
         missing, unexpected = chunk.load_state_dict(loaded[key], strict=False)
         assert not unexpected, unexpected
         assert all(name.endswith("_extra_state") for name in missing), missing
 
 
+def check_format(folder: Path) -> None:
+    """Checks the files of a Megatron distributed checkpoint before megatron.core reads them.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or loading it could run code.
+    """
+    for name in ("metadata.json", METADATA):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} is not a complete Megatron distributed checkpoint: {name} is missing")
+    try:
+        backend = json.loads((folder / "metadata.json").read_text())["sharded_backend"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{folder / 'metadata.json'} is damaged ({error!r}); use another checkpoint") from None
+    if backend != "torch_dist":
+        raise CheckpointError(f"{folder / 'metadata.json'}: the format {str(backend)!r} is not supported")
+    check_metadata(folder)
+
+
+def save_checksums(folder: Path) -> None:
+    """Writes SHA256SUMS of all files in a complete checkpoint. Collective: each rank reads its share of the files."""
+    dist.barrier()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    shares: list[dict[str, str]] = [{} for _ in range(world_size)]
+    dist.all_gather_object(shares, sums_of(folder, file_names(folder)[rank::world_size]))
+    if rank == 0:
+        write_checksums(folder, {name: digest for share in shares for name, digest in share.items()})
+    dist.barrier()
+
+
+def check_checksums(folder: Path) -> None:
+    """Compares a checkpoint with its SHA256SUMS, if it has one. Collective: each rank reads its share of the files.
+
+    Raises:
+        CheckpointError: a file is missing, added, truncated or changed. Every rank raises, naming the same file.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    message: str | None = None
+    try:
+        verify_checksums(folder, CheckpointError, rank=rank, world_size=world_size)
+    except CheckpointError as error:
+        message = str(error)
+    messages: list[str | None] = [None] * world_size
+    dist.all_gather_object(messages, message)
+    first = next(filter(None, messages), None)
+    if first is not None:
+        raise CheckpointError(first)
+
+
 def _content(chunks: Sequence[PairGPT]) -> dict[str, int]:
-    """What the shapes on disk do not tell."""
+    """Facts that the shapes on disk do not hold, because of the padding."""
     return {"vocab_size": chunks[0].real_vocab_size}
 
 
 def _read_content(folder: Path) -> dict[str, int] | None:
-    """From common.pt, or where Megatron-Core 0.19 puts it: among the tensors, where older ones do not look."""
+    """Reads common.pt, or, with Megatron-Core 0.19, the place among the tensors that older versions do not read."""
     try:
         return dist_checkpointing.load_content_metadata(folder)
-    # AttributeError: how Megatron-Core 0.16 tells that common.pt is missing.
+    # AttributeError: Megatron-Core 0.16 raises it if common.pt is missing.
     except (
         CheckpointingException,
         RuntimeError,
@@ -71,22 +131,22 @@ def _read_content(folder: Path) -> dict[str, int] | None:
         ValueError,
         AttributeError,
     ) as error:
-        newer = "" if (folder / "common.pt").exists() else ", or a newer Megatron-Core than this one wrote it"
-        raise CheckpointError(f"{folder} is damaged{newer}: {_one_line(error)}") from error
+        newer = "" if (folder / "common.pt").exists() else ", or was written by a newer Megatron-Core"
+        raise CheckpointError(f"{folder} is damaged{newer}: {one_line(error)}") from error
     except CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
-        raise CheckpointError(f"{folder} is damaged: {_one_line(reason)}") from error
+        raise CheckpointError(f"{folder} is damaged: {one_line(reason)}") from error
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return f"{type(error).__name__} {' '.join(str(error).split())}"[:300]
 
 
 def model_state(chunks: Sequence[PairGPT]) -> dict[str, Any]:
     """Each chunk's sharded state dict, without Transformer Engine's `_extra_state`.
 
-    That state is empty except under FP8 with delayed scaling, which is not offered; without it a checkpoint moves
-    between Transformer Engine and the CPU.
+    That state is empty except under FP8 with delayed scaling, which is not supported; without it a checkpoint can be
+    loaded both with Transformer Engine and on the CPU.
     """
     return {
         key: {name: value for name, value in chunk.sharded_state_dict().items() if not name.endswith("_extra_state")}
@@ -95,5 +155,5 @@ def model_state(chunks: Sequence[PairGPT]) -> dict[str, Any]:
 
 
 def _keys(chunks: Sequence[PairGPT]) -> list[str]:
-    """The names of virtual pipeline stages in this process; on disk layers have their global number."""
+    """A key for each model chunk (virtual pipeline stage) of this process; on disk, layers have their global number."""
     return [f"model{number}" for number in range(len(chunks))]

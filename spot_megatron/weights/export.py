@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from spot_megatron.errors import WeightError
 from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.hf.folder import DTYPES
 from spot_megatron.hf.index import HFIndex
-from spot_megatron.hf.names import Layout, Row, hf_shapes, resolve, rows_for
+from spot_megatron.hf.names import ParameterMapping, Sharding, hf_shapes, resolve, weight_map
 from spot_megatron.hf.output import (
     ShardWriter,
     add_older_keys,
@@ -25,28 +27,29 @@ from spot_megatron.hf.output import (
     start_partial,
 )
 from spot_megatron.model.gpt import PairGPT
-from spot_megatron.weights.placement import Part, Placement, layer_offset
-from spot_megatron.weights.shards import split, tp_join, trim_vocab
+from spot_megatron.weights.checkpoint import save_checksums
+from spot_megatron.weights.placement import Placement, ReplicaGroup, layer_offset
+from spot_megatron.weights.shards import is_finite, split, tp_join, trim_vocab
 
 
 @dataclass(frozen=True)
 class Share:
-    """A parameter that some of this rank's neighbours hold with it, and who of them writes it."""
+    """A parameter of this rank, and the rank among those holding it that writes it."""
 
     parameter: Tensor
-    row: Row
+    mapping: ParameterMapping
     hf_names: tuple[str, ...]
-    part: Part
-    copy: int  # the copy of the parameter from which it is written
-    writer: int  # the rank within part.group that writes it
+    group: ReplicaGroup
+    replica: int  # the replica from which the parameter is written
+    writer: int  # the rank within group.ranks that writes it
 
     @property
     def is_gathered(self) -> bool:
-        return self.part.copy == self.copy
+        return self.group.replica == self.replica
 
     @property
     def is_written(self) -> bool:
-        return self.is_gathered and self.part.group.rank() == self.writer
+        return self.is_gathered and self.group.ranks.rank() == self.writer
 
 
 @torch.no_grad()
@@ -62,16 +65,16 @@ def export_hf(
 ) -> None:
     """Writes `destination`, a Hugging Face folder, from every rank's `chunks` (unwrapped). Collective.
 
-    Every rank writes its share of the model, in shards of at most `shard_gb` (10^9 bytes); rank 0 adds the index and
-    the files of `source` that hold no weights, byte for byte (but see add_older_keys), and renames the folder into
-    place: it is there whole or not at all.
+    Every rank writes its share of the model, in shards of at most `shard_gb` (10^9 bytes). Rank 0 adds the index and
+    copies the files of `source` that hold no weights, byte for byte (but see add_older_keys). SHA256SUMS lists all
+    files. Rank 0 renames the folder into place, so that a folder at `destination` is complete.
 
     Args:
         kinds: the data type (by its safetensors name) that each tensor is cast to; by default as in `source`.
-        replace: an earlier export at `destination` gives way once the new one is complete.
+        replace: replaces an earlier export at `destination` once the new one is complete.
 
     Raises:
-        WeightError: the destination exists, or the ranks do not share one file system.
+        WeightError: the destination exists, the ranks do not share one file system, or a weight is NaN or infinite.
     """
     source, destination = Path(source), Path(destination).absolute()
     kinds = HFIndex(source).kinds() if kinds is None else kinds
@@ -79,72 +82,94 @@ def export_hf(
     if dist.get_rank() == 0:
         start_partial(destination)
     dist.barrier()
+    _write_shards(chunks, config, kinds, destination, int(shard_gb * 1e9))
+    dist.barrier()
+    partial = partial_folder(destination)
+    if dist.get_rank() == 0:
+        finish_shards(partial, hf_shapes(config))
+        copy_other_files(source, partial)
+        add_older_keys(partial / "config.json")
+    save_checksums(partial)
+    if dist.get_rank() == 0:
+        publish(destination)
+    dist.barrier()
+
+
+def _write_shards(
+    chunks: Sequence[PairGPT], config: HFModelConfig, kinds: Mapping[str, str], destination: Path, shard_bytes: int
+) -> None:
+    """Writes this rank's share. Collective; raises on every rank if a weight of any rank is not finite."""
     shares = _shares(chunks, config, Placement.of_megatron())
     mine = {
         name: (kinds[name], shape)
         for share in shares
         if share.is_written
-        for name, shape in zip(share.hf_names, share.row.shapes, strict=True)
+        for name, shape in zip(share.hf_names, share.mapping.shapes, strict=True)
     }
-    writer = ShardWriter(partial_folder(destination), f"rank-{dist.get_rank():05d}", mine, int(shard_gb * 1e9))
+    writer = ShardWriter(partial_folder(destination), f"rank-{dist.get_rank():05d}", mine, shard_bytes)
+    bad_names = []
     for share in shares:
         for name, tensor in _whole_tensors(share, config):
-            data = tensor.to(dtype=DTYPES[kinds[name]]).contiguous().view(torch.uint8)
-            writer.write(name, data.reshape(-1).numpy().data)
+            cast = tensor.to(dtype=DTYPES[kinds[name]]).contiguous()
+            if not is_finite(cast):
+                bad_names.append(name)
+            writer.write(name, cast.view(torch.uint8).reshape(-1).numpy().data)
     writer.close()
-    dist.barrier()
-    if dist.get_rank() == 0:
-        partial = partial_folder(destination)
-        finish_shards(partial, hf_shapes(config))
-        copy_other_files(source, partial)
-        add_older_keys(partial / "config.json")
-        publish(destination)
-    dist.barrier()
+    of_ranks: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(of_ranks, bad_names)
+    found = sorted(name for names in of_ranks for name in names)
+    if found:
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial_folder(destination), ignore_errors=True)
+        raise WeightError(
+            f"{destination} is not written: {len(found)} tensors hold NaN or infinity, the first is {found[0]}; "
+            "resume from an earlier checkpoint with a lower optim.lr"
+        )
 
 
 def _shares(chunks: Sequence[PairGPT], config: HFModelConfig, placement: Placement) -> list[Share]:
-    """This rank's parameters in their order, each with the writer that has the fewest bytes so far.
+    """This rank's parameters in order, each with the writer that has the fewest bytes so far.
 
-    The ranks that hold the same parameters come to the same result without talking.
+    The ranks that hold the same parameters compute the same result without communication.
     """
-    rows = rows_for(config)
-    loads: dict[Part, list[int]] = {}
+    mappings = weight_map(config)
+    loads: dict[ReplicaGroup, list[int]] = {}
     shares = []
     for chunk in chunks:
         offset = layer_offset(chunk)
         for name, parameter in chunk.named_parameters():
-            row, hf_names = resolve(rows, name, offset, placement.expert_offset(config.num_experts))
-            if not row.exported:
+            mapping, hf_names = resolve(mappings, name, offset, placement.expert_offset(config.num_experts))
+            if not mapping.exported:
                 continue
-            part = placement.part(row)
-            load = loads.setdefault(part, [0] * (part.num_copies * part.group.size()))
+            group = placement.replica_group(mapping)
+            load = loads.setdefault(group, [0] * (group.num_replicas * group.ranks.size()))
             writer = load.index(min(load))
             load[writer] += parameter.nbytes
-            shares.append(Share(parameter, row, hf_names, part, *divmod(writer, part.group.size())))
+            shares.append(Share(parameter, mapping, hf_names, group, *divmod(writer, group.ranks.size())))
     return shares
 
 
 def _whole_tensors(share: Share, config: HFModelConfig) -> list[tuple[str, Tensor]]:
-    """Whole Hugging Face tensors on the CPU where this rank writes them, else none. Collective in the share's group."""
+    """Whole Hugging Face tensors, on the CPU of the rank that writes them; empty on others. Collective in the group."""
     if not share.is_gathered:
         return []
-    row = share.row
-    shards = [share.parameter] if row.layout is Layout.REPLICATED else _gather(share)
+    sharding = share.mapping.sharding
+    shards = [share.parameter] if sharding is Sharding.REPLICATED else _gather(share)
     if not share.is_written:
         return []
     heads_per_group = config.num_heads // config.num_groups
-    pieces = [split(shard.detach().cpu(), row.layout, heads_per_group, config.head_dim) for shard in shards]
-    wholes = (tp_join(of_ranks, row.layout) for of_ranks in zip(*pieces, strict=True))
-    if row.layout is Layout.VOCAB:
+    pieces = [split(shard.detach().cpu(), sharding, heads_per_group, config.head_dim) for shard in shards]
+    wholes = (tp_join(of_ranks, sharding) for of_ranks in zip(*pieces, strict=True))
+    if sharding is Sharding.VOCAB:
         wholes = (trim_vocab(whole, config.vocab_size) for whole in wholes)
     return list(zip(share.hf_names, wholes, strict=True))
 
 
 def _gather(share: Share) -> list[Tensor]:
     """Every shard of the parameter, in rank order, on the rank that writes it; empty elsewhere."""
-    group, parameter = share.part.group, share.parameter.detach().contiguous()
-    if group.size() == 1:
+    ranks, parameter = share.group.ranks, share.parameter.detach().contiguous()
+    if ranks.size() == 1:
         return [parameter]
-    shards = [torch.empty_like(parameter) for _ in range(group.size())] if share.is_written else []
-    dist.gather(parameter, shards or None, group=group, group_dst=share.writer)
+    shards = [torch.empty_like(parameter) for _ in range(ranks.size())] if share.is_written else []
+    dist.gather(parameter, shards or None, group=ranks, group_dst=share.writer)
     return shards

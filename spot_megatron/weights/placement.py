@@ -1,4 +1,4 @@
-"""Which part of the model this process holds."""
+"""The ranks that hold each parameter, from Megatron's process groups."""
 
 from __future__ import annotations
 
@@ -7,38 +7,44 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 
-from spot_megatron.hf.names import Row
+from spot_megatron.hf.names import ParameterMapping
 from spot_megatron.model.gpt import PairGPT
 
 
 @dataclass(frozen=True)
-class Part:
-    """The ranks that together hold a parameter (`group`), and which of its copies this process belongs to."""
+class ReplicaGroup:
+    """The tensor-parallel ranks that together hold one replica of a parameter.
 
-    group: dist.ProcessGroup
-    copy: int
-    num_copies: int
+    Attributes:
+        ranks: their process group; this process is one of them.
+        replica: number of this replica.
+        num_replicas: number of replicas in the data-parallel group.
+    """
+
+    ranks: dist.ProcessGroup
+    replica: int
+    num_replicas: int
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Experts are split and copied over other ranks than the rest of the model."""
+    """Experts are split and replicated over other ranks than the rest of the model."""
 
-    shared: Part
-    experts: Part
+    shared: ReplicaGroup
+    experts: ReplicaGroup
     expert_rank: int
     expert_size: int
 
     @classmethod
     def of_megatron(cls) -> Placement:
-        """From Megatron's own groups, once they are set up."""
+        """Reads Megatron's initialized process groups."""
         return cls(
-            shared=Part(
+            shared=ReplicaGroup(
                 mpu.get_tensor_model_parallel_group(),
                 mpu.get_data_parallel_rank(with_context_parallel=True),
                 mpu.get_data_parallel_world_size(with_context_parallel=True),
             ),
-            experts=Part(
+            experts=ReplicaGroup(
                 mpu.get_expert_tensor_parallel_group(),
                 mpu.get_expert_data_parallel_rank(),
                 mpu.get_expert_data_parallel_world_size(),
@@ -47,9 +53,9 @@ class Placement:
             expert_size=mpu.get_expert_model_parallel_world_size(),
         )
 
-    def part(self, row: Row) -> Part:
-        """Who holds the row's parameters."""
-        return self.experts if row.num_experts else self.shared
+    def replica_group(self, mapping: ParameterMapping) -> ReplicaGroup:
+        """The ranks that hold the mapping's parameters."""
+        return self.experts if mapping.num_experts else self.shared
 
     def expert_offset(self, num_experts: int) -> int:
         """The global number of this rank's first expert."""
@@ -57,6 +63,6 @@ class Placement:
 
 
 def layer_offset(chunk: PairGPT) -> int:
-    """The global number of a chunk's first layer, counted from 0: right under any pipeline layout."""
+    """The global number of a model chunk's first layer, counted from 0, for any pipeline split."""
     layers = chunk.decoder.layers
     return layers[0].layer_number - 1 if len(layers) else 0

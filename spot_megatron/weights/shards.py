@@ -1,8 +1,8 @@
-"""How Megatron-Core lays out the tensors that Hugging Face stores apart, and how tensor parallelism cuts them.
+"""Merging Hugging Face tensors into Megatron-Core parameters, and splitting them for tensor parallelism.
 
 Legend: H hidden size, F feed-forward size, V vocabulary (Vp padded), G query groups (key-value heads), A attention
 heads, D head dimension. Every Megatron shard is `merge(rank's slice of each Hugging Face tensor)`: slices first,
-merge second, so that a rank needs to read no more than its own part. Linear weights are [out, in].
+merge second, so that a rank reads only its own slices. Linear weights are [out, in].
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spot_megatron.hf.names import Layout
+from spot_megatron.hf.names import Sharding
 
 
 def merge_qkv(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:
     """[A*D, ...], [G*D, ...], [G*D, ...] -> [(A+2G)*D, ...]: for each group its A/G query heads, its key, its value.
 
-    Weights have a trailing H, biases none. Holds for one rank's heads as for all of them.
+    Weights have a trailing H, biases none. Works for one rank's heads and for all heads.
     """
     num_groups = k.shape[0] // head_dim
     parts = [part.reshape(num_groups, -1, *part.shape[1:]) for part in (q, k, v)]
@@ -54,19 +54,19 @@ def trim_vocab(rows: Tensor, vocab_size: int) -> Tensor:
     return rows[:vocab_size]
 
 
-def tp_dim(layout: Layout) -> int | None:
-    """The dimension of each Hugging Face tensor that is divided among the tensor-parallel ranks."""
-    if layout is Layout.REPLICATED:
+def tp_dim(sharding: Sharding) -> int | None:
+    """The dimension of each Hugging Face tensor that is split among the tensor-parallel ranks."""
+    if sharding is Sharding.REPLICATED:
         return None
-    return 1 if layout is Layout.COLUMNS else 0
+    return 1 if sharding is Sharding.COLUMNS else 0
 
 
-def tp_index(shape: tuple[int, ...], layout: Layout, rank: int, size: int) -> tuple[slice, ...]:
-    """The part of a tensor of `shape` that belongs to tensor-parallel `rank` of `size`, as an index.
+def tp_index(shape: tuple[int, ...], sharding: Sharding, rank: int, size: int) -> tuple[slice, ...]:
+    """The slice of a tensor of `shape` that belongs to tensor-parallel `rank` of `size`, as an index.
 
-    For a vocabulary, `shape` is the padded one; the slice may then reach beyond the tensor's last row.
+    For a vocabulary, `shape` is the padded shape; the slice may then end beyond the tensor's last row.
     """
-    dim = tp_dim(layout)
+    dim = tp_dim(sharding)
     if dim is None:
         return ()
     assert shape[dim] % size == 0, f"{shape} does not divide by {size} along dimension {dim}"
@@ -74,28 +74,33 @@ def tp_index(shape: tuple[int, ...], layout: Layout, rank: int, size: int) -> tu
     return (slice(None),) * dim + (slice(rank * length, (rank + 1) * length),)
 
 
-def tp_join(shards: Sequence[Tensor], layout: Layout) -> Tensor:
-    """The whole tensor from every rank's part, in rank order."""
-    dim = tp_dim(layout)
+def tp_join(shards: Sequence[Tensor], sharding: Sharding) -> Tensor:
+    """The whole tensor from the slices of all ranks, in rank order."""
+    dim = tp_dim(sharding)
     return shards[0] if dim is None else torch.cat(list(shards), dim=dim)
 
 
-def merge(parts: Sequence[Tensor], layout: Layout, head_dim: int) -> Tensor:
+def merge(parts: Sequence[Tensor], sharding: Sharding, head_dim: int) -> Tensor:
     """One rank's slices of the Hugging Face tensors -> its Megatron shard."""
-    if layout is Layout.QKV:
+    if sharding is Sharding.QKV:
         q, k, v = parts
         return merge_qkv(q, k, v, head_dim)
-    if layout is Layout.GATE_UP:
+    if sharding is Sharding.GATE_UP:
         gate, up = parts
         return merge_gate_up(gate, up)
     (part,) = parts
     return part
 
 
-def split(shard: Tensor, layout: Layout, heads_per_group: int, head_dim: int) -> tuple[Tensor, ...]:
+def split(shard: Tensor, sharding: Sharding, heads_per_group: int, head_dim: int) -> tuple[Tensor, ...]:
     """One rank's Megatron shard -> its slices of the Hugging Face tensors; the inverse of merge."""
-    if layout is Layout.QKV:
+    if sharding is Sharding.QKV:
         return split_qkv(shard, heads_per_group, head_dim)
-    if layout is Layout.GATE_UP:
+    if sharding is Sharding.GATE_UP:
         return split_gate_up(shard)
     return (shard,)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """False if a value is NaN or infinite. One pass without a temporary copy: aminmax propagates NaN."""
+    return tensor.numel() == 0 or all(bool(bound.isfinite()) for bound in tensor.aminmax())

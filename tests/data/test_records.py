@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spot_megatron.data.prompts import REFUSED_COLUMNS
 from spot_megatron.data.records import Format, Pair, TokenPair, read_pairs
 from spot_megatron.errors import PairError
 
@@ -15,6 +16,7 @@ SPOT = {"id": "a", "prompt": "2+2?", "chosen": "It is 4.", "rejected": "It is 5.
 TOKEN_IDS = {"id": "a", "prompt_ids": [1, 2], "chosen_ids": [3, 9], "rejected_ids": [4, 9]}
 USER = {"role": "user", "content": "2+2?"}
 FOUR, FIVE = {"role": "assistant", "content": "It is 4."}, {"role": "assistant", "content": "It is 5."}
+TRL = {"prompt": [USER], "chosen": [FOUR], "rejected": [FIVE]}
 VISUAL = {"question": "2+2?", "gemini_corrected_answer": "It is 4.", "original_answer": "It is 5."}
 
 
@@ -136,6 +138,8 @@ def test_visual_ai_spot(file: Path) -> None:
 def test_visual_ai_spot_takes_the_prompt_where_there_is_no_question(file: Path) -> None:
     row = {"prompt": "3+3?", "gemini_corrected_answer": "6", "original_answer": "7"}
     assert read_one(file, row).prompt == "3+3?"
+    both = read_one(file, VISUAL | {"prompt": "rendered", "chosen": 1})
+    assert (both.prompt, both.meta) == ("2+2?", {"prompt": "rendered", "chosen": 1})
 
 
 def test_several_files_are_read_in_order(tmp_path: Path) -> None:
@@ -151,6 +155,109 @@ def test_blank_lines_byte_order_mark_and_missing_last_newline(file: Path) -> Non
     assert [(pair.id, pair.source) for pair in pairs] == [("0", f"{file}:1"), ("1", f"{file}:4"), ("2", f"{file}:5")]
 
 
+# Columns besides those of the format
+
+
+@pytest.mark.parametrize("row", [SPOT, TOKEN_IDS, TRL, VISUAL])
+def test_unknown_columns_are_kept_in_meta(file: Path, row: dict[str, Any]) -> None:
+    columns = {"score": 0.5, "source": "x", "zzz": [1, {"a": None}]}
+    assert read_one(file, row | columns).meta == columns
+    assert read_one(file, row | columns | {"meta": {"gamma": 1}}).meta == {"gamma": 1} | columns
+
+
+@pytest.mark.parametrize("row", [SPOT, TOKEN_IDS, TRL, VISUAL])
+def test_a_row_without_an_id_is_named_by_its_line(tmp_path: Path, row: dict[str, Any]) -> None:
+    nameless = {key: value for key, value in row.items() if key != "id"}
+    null = nameless | {"id": None}
+    a, b = write(tmp_path / "a.jsonl", nameless, null), write(tmp_path / "b.jsonl", nameless)
+    format: Format = "spot" if row is SPOT else "auto"
+    assert [record.id for record in read_pairs([a], format)] == ["line-1", "line-2"]
+    assert [record.id for record in read_pairs([a, b], format)] == [
+        "a.jsonl:line-1",
+        "a.jsonl:line-2",
+        "b.jsonl:line-1",
+    ]
+
+
+SYSTEM = {"role": "system", "content": "Answer like a pirate."}
+TURNS = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]
+COUNT = [{"type": "function", "function": {"name": "count"}}]
+
+
+@pytest.mark.parametrize(
+    "row", [SPOT, TRL, VISUAL, SPOT | {"prompt": [USER]}, {"chosen": [USER, FOUR], "rejected": [USER, FIVE]}]
+)
+def test_system_history_and_tools_are_used(file: Path, row: dict[str, Any]) -> None:
+    columns = {"system": SYSTEM["content"], "history": [["hello", "good day"]], "tools": COUNT}
+    pair = read_one(file, row | columns)
+    assert (pair.prompt, pair.tools, pair.meta) == ([SYSTEM, *TURNS, USER], COUNT, {})
+    assert read_one(file, row | {"history": TURNS}).prompt == [*TURNS, USER]
+    assert read_one(file, row | {"system": SYSTEM["content"]}).prompt == [SYSTEM, USER]
+    assert read_one(file, row | {"tools": json.dumps(COUNT)}).tools == COUNT
+    empty = read_one(file, row | {"system": "", "history": [], "tools": None, "images": []})
+    assert (empty.prompt, empty.tools, empty.meta) == (read_one(file, row).prompt, None, {"images": []})
+
+
+def test_a_system_message_in_the_prompt_stays_first(file: Path) -> None:
+    row = SPOT | {"prompt": [SYSTEM, USER], "history": [["hello", "good day"]]}
+    assert read_one(file, row).prompt == [SYSTEM, *TURNS, USER]
+    assert read_one(file, row | {"system": SYSTEM["content"]}).prompt == [SYSTEM, *TURNS, USER]
+    with pytest.raises(PairError, match='"system" differs from the system message'):
+        read_one(file, row | {"system": "Be brief."})
+
+
+def test_messages_keep_calls_and_names(file: Path) -> None:
+    prompt = [
+        USER | {"name": "ada"},
+        {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": "count", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "c1", "name": "count", "content": "17"},
+    ]
+    assert read_one(file, SPOT | {"prompt": prompt}).prompt == prompt
+
+
+@pytest.mark.parametrize("row", [SPOT, TRL, VISUAL, TOKEN_IDS])
+@pytest.mark.parametrize("key", REFUSED_COLUMNS)
+def test_other_columns_that_shape_the_prompt_are_refused(file: Path, row: dict[str, Any], key: str) -> None:
+    for value in (["x"], "x", False):
+        with pytest.raises(PairError, match=f':1: "{key}" would change the prompt'):
+            read_one(file, row | {key: value})
+
+
+@pytest.mark.parametrize("row", [SPOT, TRL, VISUAL])
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("System", "system"), ("systems", "system"), ("histroy", "history"), ("tool", "tools"), ("imgaes", "images"),
+     ("system-prompt", "system_prompt"), ("document", "documents")],
+)  # fmt: skip
+def test_near_misses_of_such_columns(file: Path, row: dict[str, Any], key: str, meant: str) -> None:
+    with pytest.raises(PairError, match=f'unknown key "{key}"; did you mean "{meant}"'):
+        read_one(file, row | {key: "x"})
+
+
+@pytest.mark.parametrize("key", ["system", "history", "tools", "prompt", "chosen"])
+def test_texts_beside_token_ids_are_refused(file: Path, key: str) -> None:
+    with pytest.raises(PairError, match=f'unknown key "{key}" beside token ids'):
+        read_one(file, TOKEN_IDS | {key: ["x"]})
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"history": "hello"}, '"history" must be a list of'),
+        ({"history": [["hello"]]}, '"history" must be a list of'),
+        ({"history": [["hello", None]]}, '"history" must be a list of'),
+        ({"history": [{"role": "human", "content": "x"}]}, "message 0 .*: role 'human' must be one of"),
+        ({"system": ["x"]}, '"system" must be a string'),
+        ({"tools": "[{"}, '"tools" is a string that is not JSON'),
+        ({"tools": ["x"]}, '"tools" must be a list of JSON schemas'),
+        ({"tools": {"a": 1}}, '"tools" must be a list of JSON schemas'),
+    ],
+)
+def test_malformed_prompt_columns(file: Path, columns: dict[str, Any], words: str) -> None:
+    with pytest.raises(PairError, match=f":1: {words}"):
+        read_one(file, SPOT | columns)
+
+
 # Mistakes. Each line below follows a good first line of its format, so that the message must say :2.
 
 
@@ -160,7 +267,6 @@ def changed(row: dict[str, Any], **changes: Any) -> str:
 
 
 B_SPOT, B_TOKENS = SPOT | {"id": "b"}, TOKEN_IDS | {"id": "b"}
-TRL = {"prompt": [USER], "chosen": [FOUR], "rejected": [FIVE]}
 
 MISTAKES: dict[str, tuple[dict[str, Any], str | bytes, list[str]]] = {
     "cut last line": (SPOT, '{"id": "b", "prom', ["not valid JSON", "cut off"]),
@@ -174,7 +280,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], str | bytes, list[str]]] = {
     "not UTF-8": (SPOT, changed(B_SPOT, chosen="4é").replace("\\u00e9", "é").encode("latin-1"), ["not UTF-8"]),
     "half a character": (SPOT, changed(B_SPOT, chosen="4\ud83d"), ["half a character"]),
     "half a character in meta": (SPOT, changed(B_SPOT, meta={"x": ["\udc00"]}), ["half a character"]),
-    "no id": (SPOT, changed(B_SPOT, id=None, meta={}), ['"id" is missing']),
     "empty id": (SPOT, changed(B_SPOT, id=" "), ['"id" is empty']),
     "id is a list": (SPOT, changed(B_SPOT, id=["b"]), ['"id" must be a string or a whole number, not a list']),
     "id is true": (SPOT, changed(B_SPOT, id=True), ['"id" must be a string or a whole number, not true or false']),
@@ -184,14 +289,15 @@ MISTAKES: dict[str, tuple[dict[str, Any], str | bytes, list[str]]] = {
     "unknown key": (
         SPOT,
         changed(B_SPOT, chosen_finsh="stop"),
-        ['unknown key "chosen_finsh"', "did you mean chosen_finish?"],
+        ['unknown key "chosen_finsh"', 'did you mean "chosen_finish"?'],
     ),
-    "far unknown key": (SPOT, changed(B_SPOT, zzz=1), ['unknown key "zzz"', 'into "meta"']),
+    "near miss beside ids": (TOKEN_IDS, changed(B_TOKENS, prompt_id=[1]), ['"prompt_id"', 'mean "prompt_ids"?']),
+    "near miss of the reference's": (VISUAL, changed(VISUAL, rejected_finsh="length"), ['mean "rejected_finish"?']),
     "empty chosen": (SPOT, changed(B_SPOT, chosen=" \n"), ['"chosen" is empty']),
     "empty rejected": (SPOT, changed(B_SPOT, rejected=""), ['"rejected" is empty']),
     "chosen is a number": (SPOT, changed(B_SPOT, chosen=4), ['"chosen" must be a string, not a number']),
     "chosen is a list": (SPOT, changed(B_SPOT, chosen=[FOUR]), ['"chosen" must be a string, not a list']),
-    "identical": (SPOT, changed(B_SPOT, chosen="It is 5."), ["are the same", "remove the line"]),
+    "identical": (SPOT, changed(B_SPOT, chosen="It is 5."), ["are equal", "remove the line"]),
     "empty prompt": (SPOT, changed(B_SPOT, prompt=" "), ['"prompt" is empty']),
     "no message": (SPOT, changed(B_SPOT, prompt=[]), ['"prompt" is empty']),
     "empty message": (SPOT, changed(B_SPOT, prompt=[USER | {"content": " "}]), ['last message of "prompt" is empty']),
@@ -213,9 +319,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str | bytes, list[str]]] = {
     "ids are a text": (TOKEN_IDS, changed(B_TOKENS, prompt_ids="12"), ["list of whole numbers"]),
     "no prompt ids": (TOKEN_IDS, changed(B_TOKENS, prompt_ids=[]), ['"prompt_ids" is empty']),
     "no rejected ids": (TOKEN_IDS, changed(B_TOKENS, rejected_ids=None), ['"rejected_ids" is missing']),
-    "same ids": (TOKEN_IDS, changed(B_TOKENS, chosen_ids=[4, 9]), ["are the same"]),
+    "same ids": (TOKEN_IDS, changed(B_TOKENS, chosen_ids=[4, 9]), ["are equal"]),
     "text beside ids": (TOKEN_IDS, changed(B_TOKENS, prompt="x"), ['unknown key "prompt"']),
-    "tools": (TRL, changed(TRL, tools=[{}]), ['"tools" would change the prompt']),
     "template arguments": (TRL, changed(TRL, chat_template_kwargs={"a": 1}), ['"chat_template_kwargs"']),
     "texts without prompt": (TRL, '{"chosen": "Hi a", "rejected": "Hi b"}', ['"prompt" is missing']),
     "messages without prompt": (TRL, changed(TRL, prompt=None), ['"prompt" is missing', "no message before"]),
@@ -239,7 +344,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str | bytes, list[str]]] = {
     "cut correction": (
         VISUAL,
         changed(VISUAL, gemini_corrected_answer="=== CORRECTED STARTED ===\nIt is"),
-        ["no whole text between"],
+        ["no complete text between"],
     ),
     "mixed formats": (SPOT, changed(TOKEN_IDS), ["looks like format token_ids", "pairs.jsonl:1 is spot"]),
     "mixed with the reference's": (TOKEN_IDS, changed(VISUAL), ["looks like format visual_ai_spot"]),
@@ -273,13 +378,13 @@ def test_unreadable_files(tmp_path: Path) -> None:
             read_pairs([tmp_path / "empty.jsonl"])
 
 
-def test_an_unknown_format_is_told_by_its_keys(file: Path) -> None:
+def test_an_unknown_format_lists_the_keys(file: Path) -> None:
     with pytest.raises(PairError, match=r":1: cannot tell the format from the keys \['completion', 'label'\]"):
         read_pairs([write(file, {"completion": "x", "label": True})])
 
 
 def test_the_format_asked_for_must_be_the_file_s(file: Path) -> None:
-    with pytest.raises(PairError, match=r":1: looks like format visual_ai_spot, but data.format is trl"):
+    with pytest.raises(PairError, match=r":1: looks like format visual_ai_spot, but data\.format is trl"):
         read_pairs([write(file, VISUAL)], "trl")
 
 
@@ -298,7 +403,10 @@ json_values = st.recursive(
     max_leaves=6,
 )
 GOOD: list[dict[str, Any]] = [SPOT, TOKEN_IDS, VISUAL, TRL, {"chosen": [USER, FOUR], "rejected": [USER, FIVE]}]
-KEYS = sorted({key for row in GOOD for key in row} | {"chosen_finish", "chosen_ids", "meta", "tools", "index"})
+KEYS = sorted(
+    {key for row in GOOD for key in row}
+    | {"chosen_finish", "chosen_ids", "meta", "tools", "index", "system", "history"}
+)
 rows_nearly_good = st.builds(
     lambda row, changes: json.dumps(row | changes).encode(),
     st.sampled_from(GOOD),

@@ -1,5 +1,7 @@
 """Text -> the ids that serving reads and writes. Takes about 4 s, most of it the import of transformers."""
 
+import datetime
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,11 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 from transformers import PreTrainedTokenizerBase
 
 from spot_megatron.data.records import Pair
-from spot_megatron.data.template import TokenizedPairs, check_vocabulary, load_tokenizer, tokenize_pairs
+from spot_megatron.data.template import (
+    TokenizedPairs,
+    check_vocabulary,
+    load_tokenizer,
+    template_reads_clock,
+    tokenize_pairs,
+)
 from spot_megatron.errors import PairError
+from tests.data.conftest import CHAT_TEMPLATE
 from tests.data.pairs import token_pair
 
 OPEN, CLOSED = "<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -160,11 +170,87 @@ def test_no_end_token(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenize(tokenizer, pair())
 
 
+def test_named_templates_need_a_default(tokenizer: PreTrainedTokenizerBase) -> None:
+    template = tokenizer.chat_template
+    tokenizer.chat_template = {"rag": template, "tool_use": "{{ raise_exception('never') }}"}
+    with pytest.raises(PairError, match=r"model: .*chat templates rag, tool_use, but none is named default; save"):
+        tokenize(tokenizer, pair())
+    tokenizer.chat_template = {"default": template, "rag": "{{ raise_exception('never') }}"}
+    (tokens,) = tokenize(tokenizer, pair()).pairs
+    assert tokens.prompt_ids.tolist() == encode(tokenizer, f"<|im_start|>user\n2+2?<|im_end|>\n{CLOSED}")
+
+
+def test_templates_run_in_a_sandbox(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    template = tokenizer.chat_template
+    secret = tmp_path / "secret"
+    for attack in (
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append({'role': 'user', 'content': 'x'}) }}",
+        "{{ cycler.__init__.__globals__.os.system('touch " + str(secret) + "') }}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+    ):
+        tokenizer.chat_template = attack + template
+        with pytest.raises(PairError, match=r"pairs\.jsonl:1: the chat template of .*model fails on the prompt"):
+            tokenize(tokenizer, pair())
+    assert not secret.exists()
+
+
+CLOCK = "{% if strftime_now is defined %}{{ strftime_now(\"%d %b %Y\") }} {{ strftime_now( '%H' ) }}{% endif %}"
+
+
+def test_a_template_that_reads_the_clock_is_rendered_at_the_time_given(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert not template_reads_clock(tokenizer)
+    tokenizer.chat_template = CLOCK + tokenizer.chat_template
+    assert template_reads_clock(tokenizer)
+    turns = f"<|im_start|>user\n2+2?<|im_end|>\n{CLOSED}"
+    for now, text in (
+        (datetime.datetime(2024, 7, 26, 9), "26 Jul 2024 09"),
+        (datetime.datetime(2031, 1, 2, 23), "02 Jan 2031 23"),
+    ):
+        (tokens,) = tokenize(tokenizer, pair(), now=now).pairs
+        assert tokens.prompt_ids.tolist() == encode(tokenizer, text + turns)
+    before = datetime.datetime.now()
+    (tokens,) = tokenize(tokenizer, pair()).pairs
+    texts = [now.strftime("%d %b %Y %H") for now in (before, datetime.datetime.now())]
+    assert tokens.prompt_ids.tolist() in [encode(tokenizer, text + turns) for text in texts]
+
+
+def test_a_clock_that_cannot_be_kept_still_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = "{% set f = '%d' %}{{ strftime_now(f) }}" + tokenizer.chat_template
+    with pytest.raises(PairError, match=r"model: the chat template reads the clock in a computed format"):
+        tokenize(tokenizer, pair())
+
+
+TOOLS = [{"type": "function", "function": {"name": "count", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def test_tools_go_to_the_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(PairError, match=r'pairs\.jsonl:1: the row has "tools", which the chat template .* not render'):
+        tokenize(tokenizer, pair(tools=TOOLS))
+    tokenizer.chat_template = "{% if tools %}{{ tools | tojson }}{% endif %}" + tokenizer.chat_template
+    with_tools, without = tokenize(tokenizer, pair(tools=TOOLS), pair(id="b")).pairs
+    turns = f"<|im_start|>user\n2+2?<|im_end|>\n{CLOSED}"
+    assert with_tools.prompt_ids.tolist() == encode(tokenizer, json.dumps(TOOLS) + turns)
+    assert without.prompt_ids.tolist() == encode(tokenizer, turns)
+
+
+def test_saved_truncation_and_padding_are_switched_off(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tokenizer.json may hold both; they would cut or fill prompts and responses."""
+    folder = Path(tokenizer.name_or_path)
+    expected = tokenize(tokenizer, pair(prompt="2+2? " * 20)).pairs[0]
+    tokenizer.backend_tokenizer.enable_truncation(8)
+    tokenizer.backend_tokenizer.enable_padding(length=64)
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (tokens,) = tokenize(load_tokenizer(folder), pair(prompt="2+2? " * 20)).pairs
+    for side in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        assert getattr(tokens, side).tolist() == getattr(expected, side).tolist()
+
+
 def test_a_prompt_that_the_template_refuses(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(PairError, match=r"pairs\.jsonl:1: the chat template of .*model refuses .*unknown role"):
+    with pytest.raises(PairError, match=r"pairs\.jsonl:1: the chat template of .*model fails on .*unknown role"):
         tokenize(tokenizer, pair(prompt=[{"role": "tool", "content": "x"}]))
     called: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [{}]}
-    with pytest.raises(PairError, match=r"pairs\.jsonl:1: the chat template of .*model refuses"):
+    with pytest.raises(PairError, match=r"pairs\.jsonl:1: the chat template of .*model fails on"):
         tokenize(tokenizer, pair(prompt=[USER, called, USER]))
 
 
@@ -190,6 +276,38 @@ def test_a_folder_without_a_whole_tokenizer(tmp_path: Path, content: str | None)
         (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
     with pytest.raises(PairError, match=r"the tokenizer cannot be loaded.*copy the model's tokenizer\.json"):
         load_tokenizer(tmp_path)
+
+
+def test_a_pad_token_beyond_the_vocabulary(tokenizer: PreTrainedTokenizerBase) -> None:
+    folder = Path(tokenizer.name_or_path)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": tokenizer.pad_token_id}))
+    with pytest.raises(PairError, match=r'<\|endoftext\|> is token id 258, beyond .* 258; set "pad_token" in'):
+        load_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": tokenizer.pad_token_id + 1}))
+    load_tokenizer(folder)
+
+
+def test_a_folder_with_only_a_sentencepiece_model(tmp_path: Path) -> None:
+    """Ids are sentencepiece's own, the turn end is the template's control token."""
+    sentences = [
+        f"What is {a} times {b}? It is {a * b}, so the answer is {a * b}." for a in range(30) for b in range(30)
+    ]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_prefix=str(tmp_path / "tokenizer"), vocab_size=420, model_type="bpe",
+        byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, control_symbols=["<|im_start|>", "<|im_end|>"],
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "tokenizer.vocab").unlink()
+    config = {"tokenizer_class": "LlamaTokenizer", "eos_token": "<|im_end|>", "chat_template": CHAT_TEMPLATE}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(tmp_path)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    (tokens,) = tokenize(tokenizer, pair(chosen="It is  4 é.", rejected="It is\n5.")).pairs
+    end = processor.piece_to_id("<|im_end|>")
+    assert tokens.chosen_ids.tolist() == [*processor.encode("It is  4 é."), end]
+    assert tokens.rejected_ids.tolist() == [*processor.encode("It is\n5."), end]
+    assert tokens.prompt_ids.tolist()[0] == processor.piece_to_id("<|im_start|>")
+    assert processor.decode(tokens.prompt_ids.tolist()).count("2+2?") == 1
 
 
 def test_reading_pairs_imports_neither_torch_nor_megatron() -> None:

@@ -20,7 +20,7 @@ tomllib = pytest.importorskip("tomllib")  # Python 3.11 and later
 
 FILES = [ROOT / "docker" / name for name in ("Dockerfile", "Dockerfile.cu129")]
 SELFCHECK = ROOT / "docker" / "selfcheck.py"
-COMMON = "# The same below as in the other Dockerfile"
+COMMON = "# The lines below equal those of the other Dockerfile"
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 

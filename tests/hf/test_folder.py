@@ -1,5 +1,6 @@
 """Reading Hugging Face folders: what is there, and every way in which a folder can be broken."""
 
+import contextlib
 import json
 import struct
 
@@ -115,6 +116,68 @@ def test_header_that_lies(single, change):
     refused(single, SINGLE_FILE, "damaged")
 
 
+def entry(first, last, shape=(1,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [first, last]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xff\xfe{}",
+        b"[" * 10**5,
+        b"[]",
+        b'{"a": 1, "a": 2}',
+        {"a": 3},
+        {"a": {"dtype": "F32"}},
+        {"a": entry(0, 4, shape=[-1])},
+        {"a": entry(0, 8, shape=[-1, -2])},
+        {"a": entry(0, 4, shape=[1.0])},
+        {"a": entry(0, 4, shape=[True])},
+        {"a": entry(0, 4, shape="1")},
+        {"a": entry(0, 4, shape=[1] * 9)},
+        {"a": entry(0, 10**30, shape=[10**30])},
+        {"a": entry(0, 2**65, shape=[2**63])},
+        {"a": entry(-4, 0)},
+        {"a": entry(4, 0)},
+        {"a": entry(4, 8)},
+        {"a": entry(0, 4), "b": entry(0, 4)},
+        {"a": entry(0, 4), "b": entry(2, 6)},
+        {"a": entry(0, 8, shape=[2]), "b": entry(4, 8)},
+        {"a\x1b[2J": entry(0, 4)},
+        {"a" * 10**6: entry(0, 4)},
+    ],
+)
+def test_hostile_headers(tmp_path, header):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    (tmp_path / SINGLE_FILE).write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(WeightError) as caught:
+        HFFolder(tmp_path)
+    message = str(caught.value)
+    assert f"{SINGLE_FILE} is damaged" in message
+    assert message.isprintable()
+    assert len(message) < 1500
+
+
+@pytest.mark.parametrize("length", [9, 100_000_001, 2**63, 2**64 - 1])
+def test_a_header_longer_than_the_file_is_not_read(tmp_path, length):
+    (tmp_path / SINGLE_FILE).write_bytes(struct.pack("<Q", length) + b"{}      ")
+    refused(tmp_path, SINGLE_FILE, "damaged", str(length))
+
+
+def test_every_flipped_bit_of_a_header_is_refused_or_harmless(single):
+    """A tensor's name may change (the check against config.json finds that); its bytes never come from elsewhere."""
+    file = single / SINGLE_FILE
+    original = file.read_bytes()
+    for position in range(8 + int.from_bytes(original[:8], "little")):
+        for bit in range(8):
+            damaged = bytearray(original)
+            damaged[position] ^= 1 << bit
+            file.write_bytes(damaged)
+            with contextlib.suppress(WeightError):
+                found = HFFolder(single)
+                assert sorted(span.num_bytes for span in found.spans.values()) == [4, 48]
+
+
 def test_index_that_names_a_missing_tensor(sharded):
     write_index(sharded, {"a": "one.safetensors", "b": "two.safetensors", "c": "two.safetensors"})
     refused(sharded, "c is in two.safetensors", "does not hold it")
@@ -141,7 +204,27 @@ def test_two_models_in_one_folder(sharded):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"a": "../x"}}']
+    "text",
+    [
+        "{",
+        "[]",
+        "[" * 10**5,
+        '{"weight_map": 3}',
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": 1}}',
+        *(
+            json.dumps({"weight_map": {"a": name}})
+            for name in (
+                "../x.safetensors",
+                "/x.safetensors",
+                "..",
+                "",
+                "one",
+                "x\0.safetensors",
+                "\x1b[2J.safetensors",
+            )
+        ),
+    ],
 )
 def test_damaged_index(sharded, text):
     (sharded / INDEX_FILE).write_text(text)
@@ -160,12 +243,12 @@ def test_bin_weights_only(tmp_path):
 
 def test_no_weights_and_no_folder(tmp_path):
     refused(tmp_path, "holds no weights")
-    refused(tmp_path / "absent", "is no folder")
+    refused(tmp_path / "absent", "is not a folder")
 
 
 def test_quantised_tensor(tmp_path):
     save_file({"a": torch.zeros(2, dtype=torch.int8)}, tmp_path / SINGLE_FILE)
-    refused(tmp_path, "a has the data type I8", "dequantised")
+    refused(tmp_path, "a has the data type 'I8'", "Dequantize")
 
 
 def test_same_bits():

@@ -7,7 +7,7 @@ import pytest
 from spot_megatron.errors import WeightError
 from spot_megatron.hf.config import HFModelConfig, read_hf_config
 from spot_megatron.hf.index import HFIndex
-from spot_megatron.hf.names import Layout, hf_shapes, is_derived, resolve, rows_for
+from spot_megatron.hf.names import Sharding, hf_shapes, is_derived, resolve, weight_map
 from tests.weights.models import make_folder
 
 CONFIG = HFModelConfig(
@@ -55,16 +55,16 @@ def test_names_of_transformers(family, tmp_path):
 
 
 def test_local_and_engine_names_meet_at_the_same_tensors():
-    rows = rows_for(CONFIG)
+    mappings = weight_map(CONFIG)
     prefix = "decoder.layers.1."
     for local, engine, hf in [
         ("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"),
         ("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight", "post_attention_layernorm.weight"),
     ]:
         for spelling in (local, engine):
-            row, names = resolve(rows, prefix + spelling, layer_offset=0)
+            mapping, names = resolve(mappings, prefix + spelling, layer_offset=0)
             assert names == (f"model.layers.1.{hf}",)
-            assert row.layout is Layout.REPLICATED
+            assert mapping.sharding is Sharding.REPLICATED
 
 
 @pytest.mark.parametrize(
@@ -76,38 +76,38 @@ def test_local_and_engine_names_meet_at_the_same_tensors():
 )
 def test_a_rank_counts_its_experts_from_its_offset(local, engine, hf):
     for spelling in (local, engine):
-        _, names = resolve(rows_for(MOE), f"decoder.layers.0.{spelling}", layer_offset=1, expert_offset=2)
+        _, names = resolve(weight_map(MOE), f"decoder.layers.0.{spelling}", layer_offset=1, expert_offset=2)
         assert names == tuple(f"model.layers.1.mlp.experts.3.{part}.weight" for part in hf)
 
 
 def test_the_norm_before_experts_is_not_fused():
-    rows, prefix = rows_for(MIXED_MOE), "decoder.layers.0."
-    row, _ = resolve(rows, prefix + "pre_mlp_layernorm.weight", layer_offset=0)
-    assert row.te == row.local
-    row, _ = resolve(rows, prefix + "pre_mlp_layernorm.weight", layer_offset=1)
-    assert row.te != row.local
+    mappings, prefix = weight_map(MIXED_MOE), "decoder.layers.0."
+    mapping, _ = resolve(mappings, prefix + "pre_mlp_layernorm.weight", layer_offset=0)
+    assert mapping.te == mapping.local
+    mapping, _ = resolve(mappings, prefix + "pre_mlp_layernorm.weight", layer_offset=1)
+    assert mapping.te != mapping.local
     with pytest.raises(WeightError):
-        resolve(rows, prefix + "mlp.linear_fc1.weight", layer_offset=2)
+        resolve(mappings, prefix + "mlp.linear_fc1.weight", layer_offset=2)
 
 
 def test_a_stage_counts_its_layers_from_its_offset():
-    row, names = resolve(rows_for(CONFIG), "decoder.layers.0.self_attention.linear_qkv.weight", layer_offset=2)
+    mapping, names = resolve(weight_map(CONFIG), "decoder.layers.0.self_attention.linear_qkv.weight", layer_offset=2)
     assert names == tuple(f"model.layers.2.self_attn.{part}_proj.weight" for part in "qkv")
-    assert row.shapes == ((64, 32), (32, 32), (32, 32))
+    assert mapping.shapes == ((64, 32), (32, 32), (32, 32))
 
 
 @pytest.mark.parametrize("name", ["decoder.layers.0.mlp.router.weight", "decoder.layers.x.mlp.linear_fc1.weight", ""])
 def test_unknown_parameter(name):
     with pytest.raises(WeightError, match="no counterpart"):
-        resolve(rows_for(CONFIG), name, layer_offset=0)
+        resolve(weight_map(CONFIG), name, layer_offset=0)
 
 
 def test_tied_head_is_the_embedding_and_is_exported_once():
-    tied, untied = rows_for(replace(CONFIG, tied=True)), rows_for(CONFIG)
-    row, names = resolve(tied, "output_layer.weight", 0)
-    assert (names, row.exported) == (("model.embed_tokens.weight",), False)
-    row, names = resolve(untied, "output_layer.weight", 0)
-    assert (names, row.exported) == (("lm_head.weight",), True)
+    tied, untied = weight_map(replace(CONFIG, tied=True)), weight_map(CONFIG)
+    mapping, names = resolve(tied, "output_layer.weight", 0)
+    assert (names, mapping.exported) == (("model.embed_tokens.weight",), False)
+    mapping, names = resolve(untied, "output_layer.weight", 0)
+    assert (names, mapping.exported) == (("lm_head.weight",), True)
     assert "lm_head.weight" not in hf_shapes(replace(CONFIG, tied=True))
 
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spot_megatron.model.logprob import HeadMemory, linear_logprob
+from spot_megatron.model.logprob import HeadMemory, linear_logprob, tile_width
 
 S, H, V, PADDED = 37, 12, 50, 64
+
+
+@pytest.mark.parametrize("num_scored", [1, 777, 4096, 16384])
+def test_tiles_are_as_wide_as_tensor_cores_want_them(num_scored):
+    memory = HeadMemory(tile_elements=80 * 2**30 // 4096, kept_bytes=0)
+    width = tile_width(num_scored, memory)
+    assert width % 128 == 0
+    assert memory.tile_elements / num_scored - 128 < width <= memory.tile_elements / num_scored
+    assert tile_width(num_scored, HeadMemory(50 * num_scored, 0)) == 50
 
 
 def tensors(dtype):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from spot_megatron.objective.losses import VALUE_AT_REFERENCE, pair_losses, pair_rewards
+from spot_megatron.objective.losses import pair_losses, pair_rewards
 from spot_megatron.objective.reward import PairScores, score_pairs, segment_sums
+from spot_megatron.objective.values import VALUE_AT_REFERENCE
 
 BETA, SHIFT = 0.3, 0.17
 
@@ -42,13 +43,15 @@ def expected(name, s):
 @pytest.mark.parametrize("name", sorted(VALUE_AT_REFERENCE))
 def test_loss_is_its_formula(name):
     s = scores()
-    np.testing.assert_allclose(pair_losses(name, s, BETA, SHIFT).numpy(), expected(name, s), rtol=1e-12)
+    np.testing.assert_allclose(
+        pair_losses(name, s, pair_rewards(s, BETA), SHIFT).numpy(), expected(name, s), rtol=1e-12
+    )
 
 
 def test_gradients_are_the_papers():
     """d L / d log pi: reward-SFT -beta (1 - s(r)); BCO adds beta s(r- - d) on the rejected side."""
     s = scores(requires_grad=True)
-    pair_losses("spot_bco", s, BETA, SHIFT).sum().backward()
+    pair_losses("spot_bco", s, pair_rewards(s, BETA), SHIFT).sum().backward()
     chosen, rejected = (reward.detach().numpy() for reward in pair_rewards(s, BETA))
     np.testing.assert_allclose(s.policy_chosen.grad.numpy(), -BETA * (1 - sigmoid(chosen - SHIFT)), rtol=1e-12)
     np.testing.assert_allclose(s.policy_rejected.grad.numpy(), BETA * sigmoid(rejected - SHIFT), rtol=1e-12)
@@ -58,15 +61,15 @@ def test_gradients_are_the_papers():
 def test_value_at_the_reference(name):
     same = torch.full((4,), -12.5, dtype=torch.float64)
     at_reference = PairScores(same, same, same, same, torch.ones(4), same)
-    assert pair_losses(name, at_reference, BETA, 0.0).mean().item() == pytest.approx(
-        VALUE_AT_REFERENCE[name], rel=1e-12
-    )
+    losses = pair_losses(name, at_reference, pair_rewards(at_reference, BETA), 0.0)
+    assert losses.mean().item() == pytest.approx(VALUE_AT_REFERENCE[name][0], rel=1e-12)
 
 
 def test_extreme_rewards_stay_finite():
     far = torch.tensor([-1e6, 1e6], requires_grad=True)
     zero = torch.zeros(2)
-    losses = pair_losses("spot_bce", PairScores(far, -far, zero, zero, zero + 1, far), 1.0, 0.0)
+    extreme = PairScores(far, -far, zero, zero, zero + 1, far)
+    losses = pair_losses("spot_bce", extreme, pair_rewards(extreme, 1.0), 0.0)
     losses.sum().backward()
     assert losses.isfinite().all()
     assert far.grad.isfinite().all()
@@ -84,5 +87,5 @@ def test_dft_weight_is_constant_in_the_gradient():
     logp = torch.tensor([-0.5, -2.0], dtype=torch.float64, requires_grad=True)
     zero = torch.zeros(1, dtype=torch.float64)
     s = score_pairs(logp, torch.tensor([1, 0]), zero, zero, zero + 2)
-    pair_losses("dft", s, BETA, 0.0).sum().backward()
+    pair_losses("dft", s, pair_rewards(s, BETA), 0.0).sum().backward()
     np.testing.assert_allclose(logp.grad.numpy(), [-math.exp(-0.5) / 2, -math.exp(-2.0) / 2], rtol=1e-12)

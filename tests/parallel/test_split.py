@@ -33,7 +33,7 @@ def test_accepts_exactly_the_sizes_that_divide_the_model(tmp_path, hf):
     refused = 0
     for tensor, pipeline, chunks, context, expert, expert_tensor, sequence in sizes:
         if (sequence and tensor == 1) or (chunks and pipeline == 1):
-            continue  # recipe.py refuses these
+            continue  # load_recipe refuses these
         parallel = Parallel(
             tensor=tensor, sequence=sequence, pipeline=pipeline, virtual_pipeline=chunks, context=context,
             expert=expert, expert_tensor=expert_tensor,

@@ -1,7 +1,7 @@
-"""Published runs that the plan is checked against, as data. Every row says where it stands, and whether it calibrates.
+"""Published runs that the plan is checked against, as data. Every row names its source, and whether it calibrates.
 
-Seven rows calibrate one constant each (plan/hardware.py, plan/costs.py); all others are held out. `OTHER_SOFTWARE` are
-published figures of software that the plan does not describe: they are printed, not asserted.
+Seven rows calibrate one constant each (plan/hardware.py, plan/kernels.py); all others are held out. `OTHER_SOFTWARE`
+are published figures of software that the plan does not describe: they are printed, not asserted.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.plan.hardware import Software
-from spot_megatron.plan.model_shapes import PUBLISHED, ModelShape
+from spot_megatron.plan.models import PUBLISHED, published
 
 # NVIDIA's own recipes: fused SwiGLU and cross entropy, cuDNN attention, tensor collectives half hidden by computation,
 # parameters gathered under the next forward pass, tokens dispatched once to a rank.
@@ -35,24 +36,48 @@ MEGATRON_LM = Software(
 
 QWEN3_8B, LLAMA3_8B = PUBLISHED["Qwen/Qwen3-8B"], PUBLISHED["meta-llama/Llama-3.1-8B"]
 QWEN3_30B, QWEN3_235B = PUBLISHED["Qwen/Qwen3-30B-A3B"], PUBLISHED["Qwen/Qwen3-235B-A22B"]
-LLAMA3_70B = ModelShape("Llama-3-70B", 80, 8192, 28_672, 64, 8, 128, 128_256)
-LLAMA31_405B = ModelShape("Llama-3.1-405B", 126, 16_384, 53_248, 128, 8, 128, 128_256)
-LLAMA2_7B = ModelShape("Llama-2-7B", 32, 4096, 11_008, 32, 32, 128, 32_000)
-LLAMA2_13B = ModelShape("Llama-2-13B", 40, 5120, 13_824, 40, 40, 128, 32_000)
-LLAMA2_70B = ModelShape("Llama-2-70B", 80, 8192, 28_672, 64, 8, 128, 32_000)
-GPT_175B = ModelShape("GPT 175B", 96, 12_288, 49_152, 96, 96, 128, 131_072, gated=False)
-GPT_530B = ModelShape("GPT 530B", 105, 20_480, 81_920, 128, 128, 160, 51_200, tied=True, gated=False)
-GPT_7B = ModelShape("GPT 7B", 32, 4096, 16_384, 32, 8, 128, 131_072, gated=False)
-GPT_15B = ModelShape("GPT 15B", 32, 6144, 24_576, 48, 8, 128, 256_000, gated=False)
 
 
-def _mixtral(name: str, layers: int, hidden: int, ffn: int, heads: int) -> ModelShape:
-    experts = {"num_experts": 8, "top_k": 2, "expert_ffn": ffn, "num_moe_layers": layers}
-    return ModelShape(name, layers, hidden, ffn, heads, 8, 128, 32_000, **experts)
+@dataclass(frozen=True)
+class GPTConfig(HFModelConfig):
+    """A GPT of Megatron's published runs, whose MLP is not gated."""
+
+    @property
+    def gated(self) -> bool:
+        return False
 
 
-MIXTRAL_8X7B = _mixtral("Mixtral 8x7B", 32, 4096, 14_336, 32)
-MIXTRAL_8X22B = _mixtral("Mixtral 8x22B", 56, 6144, 16_384, 48)
+LLAMA3_70B = published("llama", 80, 8192, 28_672, 64, 8, 128_256)
+LLAMA31_405B = published("llama", 126, 16_384, 53_248, 128, 8, 128_256)
+LLAMA2_7B = published("llama", 32, 4096, 11_008, 32, 32, 32_000)
+LLAMA2_13B = published("llama", 40, 5120, 13_824, 40, 40, 32_000)
+LLAMA2_70B = published("llama", 80, 8192, 28_672, 64, 8, 32_000)
+GPT_175B = published("gpt", 96, 12_288, 49_152, 96, 96, 131_072, config=GPTConfig)
+GPT_530B = published("gpt", 105, 20_480, 81_920, 128, 128, 51_200, tied=True, head_dim=160, config=GPTConfig)
+GPT_7B = published("gpt", 32, 4096, 16_384, 32, 8, 131_072, config=GPTConfig)
+GPT_15B = published("gpt", 32, 6144, 24_576, 48, 8, 256_000, config=GPTConfig)
+
+
+def _mixtral(layers: int, hidden: int, ffn: int, heads: int) -> HFModelConfig:
+    return published("mixtral", layers, hidden, ffn, heads, 8, 32_000, expert_ffn=ffn, num_experts=8, top_k=2)
+
+
+MIXTRAL_8X7B = _mixtral(32, 4096, 14_336, 32)
+MIXTRAL_8X22B = _mixtral(56, 6144, 16_384, 48)
+NAMES = {
+    **{config: name for name, config in PUBLISHED.items()},
+    LLAMA3_70B: "Llama-3-70B",
+    LLAMA31_405B: "Llama-3.1-405B",
+    LLAMA2_7B: "Llama-2-7B",
+    LLAMA2_13B: "Llama-2-13B",
+    LLAMA2_70B: "Llama-2-70B",
+    GPT_175B: "GPT 175B",
+    GPT_530B: "GPT 530B",
+    GPT_7B: "GPT 7B",
+    GPT_15B: "GPT 15B",
+    MIXTRAL_8X7B: "Mixtral 8x7B",
+    MIXTRAL_8X22B: "Mixtral 8x22B",
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +85,7 @@ class Speed:
     """One published throughput, in tokens a second and GPU."""
 
     source: str
-    shape: ModelShape
+    model: HFModelConfig
     gpu: str
     num_gpus: int
     sequence: int
@@ -88,7 +113,7 @@ def mfu_of_530b(mfu: float) -> float:
 
 def mfu_of_175b(mfu: float) -> float:
     """Megatron-LM's README counts matrices and, without causality, attention; an H100's peak is 989 TFLOP/s."""
-    return mfu * 989e12 / (6 * GPT_175B.active_weights + 12 * 4096 * GPT_175B.hidden * GPT_175B.num_layers)
+    return mfu * 989e12 / (6 * GPT_175B.active_weights + 12 * 4096 * GPT_175B.hidden_size * GPT_175B.num_layers)
 
 
 def tflops_of_70b(tflops: float) -> float:
@@ -192,7 +217,7 @@ class Peak:
     """
 
     source: str
-    shape: ModelShape
+    model: HFModelConfig
     num_gpus: int
     parallel: dict[str, Any]
     tokens: int

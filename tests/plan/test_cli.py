@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
 
+from spot_megatron.plan.hardware import GIB
+from spot_megatron.plan.text import MEMORY_NAMES
 from tests.support import random_pairs, write_token_pairs
 from tools.plan import main
 
@@ -44,7 +48,7 @@ def test_what_does_not_fit_says_what_would(capsys, recipe):
     screen = capsys.readouterr().out
     assert "DOES NOT FIT" in screen
     assert "--set" in screen.split("cheapest changes that make it fit")[1].split("Time, if it fitted")[0]
-    assert "Fastest layouts that fit" in screen
+    assert "Fastest configurations that fit" in screen
 
 
 def test_json_and_a_page(capsys, tmp_path, recipe):
@@ -56,10 +60,13 @@ def test_json_and_a_page(capsys, tmp_path, recipe):
     assert found["seconds"]["total"] == pytest.approx(sum(found["seconds"]["parts"].values()))
     assert found["step_seconds"]["total"] == pytest.approx(sum(found["step_seconds"]["parts"].values()))
     assert len(found["best_layouts"]) == 5
-    html = page.read_text()
-    assert html.count("<svg") == 2 + 1 + 5
-    assert "://" not in html
-    assert "<script" not in html
+    html = unescape(page.read_text())
+    assert html.count('class="plot"') == 2 + 1 + 5
+    assert "default-src 'none'" in html
+    assert "://" not in re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
+    assert len(html) < 1_600_000
+    for name, size in found["memory"]["parts"].items():
+        assert f"{MEMORY_NAMES[name]} <b>{size / GIB:.1f} GiB</b>" in html
 
 
 def test_own_pairs(capsys, tmp_path, recipe):
@@ -68,6 +75,17 @@ def test_own_pairs(capsys, tmp_path, recipe):
     screen = capsys.readouterr().out
     assert "40 used" in screen
     assert "assumed" not in screen.split("Assumed:")[0]
+
+
+def test_a_missing_pair_file_is_named(capsys, tmp_path, recipe):
+    assert main([recipe]) == 0
+    assert "! data.pairs: nowhere.jsonl does not exist" in capsys.readouterr().out
+    assert main([recipe, "--assume", "response=1500"]) == 0
+    assert "nowhere.jsonl" not in capsys.readouterr().out
+    write_token_pairs(tmp_path / "pairs.jsonl", random_pairs(40))
+    both = f"data.pairs=[{tmp_path / 'pairs.jsonl'}, nowhere.jsonl]"
+    assert main([recipe, "--set", both]) == 2
+    assert "nowhere.jsonl does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -90,7 +108,7 @@ def test_mistakes_end_with_code_2(capsys, recipe, arguments, words):
 
 
 def test_needs_neither_torch_nor_megatron_and_two_seconds(recipe):
-    """On a laptop: processor time, as the wall clock of a busy machine tells nothing."""
+    """On a laptop: processor time, as the wall clock depends on the machine's load."""
     code = (
         f"import sys; from tools.plan import main; main([{recipe!r}]);"
         "print([m for m in ('torch', 'megatron', 'transformers') if m in sys.modules])"

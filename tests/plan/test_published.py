@@ -9,13 +9,13 @@ import pytest
 
 from spot_megatron.parallel.split import Split
 from spot_megatron.plan.hardware import GIB, Software, find_gpu
-from spot_megatron.plan.job import Job
+from spot_megatron.plan.inputs import PlanInput
 from spot_megatron.plan.memory import bytes_per_parameter, layer_bytes, parameters_of_rank, rank_memory, stage_memory
-from spot_megatron.plan.model_shapes import PUBLISHED
+from spot_megatron.plan.models import PUBLISHED
 from spot_megatron.plan.time import step_time
 from spot_megatron.plan.workload import Load
 from spot_megatron.recipe import Memory, Parallel, Precision
-from tests.plan.published import MEGATRON_BRIDGE, MEGATRON_LM, OTHER_SOFTWARE, PEAKS, SPEEDS, Peak, Speed
+from tests.plan.published import MEGATRON_BRIDGE, MEGATRON_LM, NAMES, OTHER_SOFTWARE, PEAKS, SPEEDS, Peak, Speed
 
 TOLERANCE = 0.15
 
@@ -24,12 +24,12 @@ def planned_speed(row: Speed) -> float:
     """Tokens a second and GPU, with every sequence full and every target scored."""
     split = Split(Parallel(**row.parallel), row.num_gpus)
     precision = Precision(fp8="tensorwise" if row.fp8 else "none")
-    job = Job(row.shape, split, precision, Memory(recompute=row.recompute), find_gpu(row.gpu), row.software)
+    inputs = PlanInput(row.model, split, precision, Memory(recompute=row.recompute), find_gpu(row.gpu), row.software)
     num_microbatches = row.batch // (split.data * row.micro)
     one = np.array([row.sequence, row.sequence * (row.sequence + 1) / 2, row.sequence]) * row.micro
     step = np.broadcast_to(one, (1, num_microbatches, 3))
     load = Load([step], 1, 0.0, 0.0, step[0], row.sequence, 0.0)
-    return row.batch * row.sequence / step_time(job, load).total / row.num_gpus
+    return row.batch * row.sequence / step_time(inputs, load).total / row.num_gpus
 
 
 def test_speed():
@@ -38,7 +38,7 @@ def test_speed():
     for row in SPEEDS:
         planned = planned_speed(row)
         error = planned / row.tokens_per_second - 1
-        name = f"{row.shape.name} {'FP8' if row.fp8 else 'bf16'}, {row.num_gpus} {row.gpu}, {row.source}"
+        name = f"{NAMES[row.model]} {'FP8' if row.fp8 else 'bf16'}, {row.num_gpus} {row.gpu}, {row.source}"
         role = f"calibrates {row.calibrates}" if row.calibrates else "held out"
         print(f"{name:64.64} {row.tokens_per_second:9.0f} {planned:9.0f} {error:+7.1%}  {role}")
         if abs(error) > TOLERANCE:
@@ -46,12 +46,12 @@ def test_speed():
     print("other software, not asserted")
     for row in OTHER_SOFTWARE:
         planned = planned_speed(row)
-        name = f"{row.shape.name}, {row.num_gpus} {row.gpu}, {row.source}"
+        name = f"{NAMES[row.model]}, {row.num_gpus} {row.gpu}, {row.source}"
         print(f"{name:64.64} {row.tokens_per_second:9.0f} {planned:9.0f} {planned / row.tokens_per_second - 1:+7.1%}")
     assert not worst
 
 
-def test_calibration_is_no_fit_a_row():
+def test_most_rows_calibrate_nothing():
     """Each constant rests on one row, and most rows rest on none."""
     used = [row.calibrates for row in SPEEDS if row.calibrates]
     assert len(used) == len(set(used))
@@ -65,8 +65,8 @@ def test_slower_software_is_slower():
 
 def _dropout_bytes(row: Peak, split: Split, stage: int) -> float:
     """The runs with dropout keep two masks a layer, a byte an element, on every tensor rank."""
-    layers = split.layers_in_flight(row.shape.num_layers, stage, row.num_microbatches)
-    return 2 * layers * row.tokens * row.shape.hidden if row.dropout else 0.0
+    layers = split.layers_in_flight(row.model.num_layers, stage, row.num_microbatches)
+    return 2 * layers * row.tokens * row.model.hidden_size if row.dropout else 0.0
 
 
 def test_peak_memory():
@@ -74,8 +74,8 @@ def test_peak_memory():
     for row in PEAKS:
         split = Split(Parallel(**row.parallel), row.num_gpus)
         last = split.parallel.pipeline - 1
-        job = Job(row.shape, split, Precision(), Memory(), find_gpu("h100"), MEGATRON_LM)
-        memory = stage_memory(job, row.tokens, row.num_microbatches, last)
+        inputs = PlanInput(row.model, split, Precision(), Memory(), find_gpu("h100"), MEGATRON_LM)
+        memory = stage_memory(inputs, row.tokens, row.num_microbatches, last)
         moving = memory.activations + memory.transient + _dropout_bytes(row, split, last)
         recorded = (row.steady, row.peak - row.steady, row.peak)
         planned = (memory.states, moving, memory.states + moving)
@@ -86,10 +86,10 @@ def test_peak_memory():
 
 
 def test_known_states_are_closer():
-    """Where everything is known, the states are within 5%: what is missing is small buffers."""
+    """Where everything is known, the states are within 5%: small buffers are missing."""
     for row in (row for row in PEAKS if row.knows_gpus):
         split = Split(Parallel(**row.parallel), row.num_gpus)
-        dense, experts = parameters_of_rank(row.shape, split, split.parallel.pipeline - 1)
+        dense, experts = parameters_of_rank(row.model, split, split.parallel.pipeline - 1)
         weight, gradient, optimizer = bytes_per_parameter(Precision(), Memory())
         states = (weight + gradient + optimizer / split.dense_shards) * dense
         assert experts == 0
@@ -108,10 +108,12 @@ def test_known_states_are_closer():
     ],
 )
 def test_layer_bytes(model, counted):
-    shape = PUBLISHED[model]
-    found = layer_bytes(Job(shape, Split(Parallel(), 8), Precision(), Memory(), find_gpu("h100"), MEGATRON_BRIDGE))
-    assert found - 2 * shape.query_width * shape.qk_norm == counted  # a copy seen in Megatron-Core's code besides
-    megatron = shape.hidden * (18 + 4 * 1.5 * shape.ffn / shape.hidden)
+    model = PUBLISHED[model]
+    found = layer_bytes(
+        PlanInput(model, Split(Parallel(), 8), Precision(), Memory(), find_gpu("h100"), MEGATRON_BRIDGE)
+    )
+    assert found - 2 * model.query_width * model.qk_norm == counted  # a copy seen in Megatron-Core's code besides
+    megatron = model.hidden_size * (18 + 4 * 1.5 * model.intermediate_size / model.hidden_size)
     assert found == pytest.approx(megatron, rel=TOLERANCE)
 
 
@@ -138,7 +140,7 @@ def test_layouts(model, num_gpus, sizes, grad_dtype, kept, recomputed):
     split = Split(Parallel(sequence="tensor" in sizes, **sizes), num_gpus)
     for mode, wanted in (("none", kept), ("full", recomputed)):
         if wanted is not None:
-            shape, precision = PUBLISHED[f"Qwen/Qwen3-{model}"], Precision(grad_dtype=grad_dtype)
-            job = Job(shape, split, precision, Memory(recompute=mode), find_gpu("h100"), INDEPENDENT)
-            memory = rank_memory(job, tokens=8192, num_microbatches=64)
+            hf, precision = PUBLISHED[f"Qwen/Qwen3-{model}"], Precision(grad_dtype=grad_dtype)
+            inputs = PlanInput(hf, split, precision, Memory(recompute=mode), find_gpu("h100"), INDEPENDENT)
+            memory = rank_memory(inputs, tokens=8192, num_microbatches=64)
             assert memory.total / GIB == pytest.approx(wanted, rel=TOLERANCE)

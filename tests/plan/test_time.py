@@ -11,15 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spot_megatron.data.pack import build_pack
 from spot_megatron.parallel.split import Split
-from spot_megatron.plan.costs import head_seconds, matrix_seconds
 from spot_megatron.plan.estimate import Planner
 from spot_megatron.plan.hardware import THIS_PROJECT, find_gpu, link
-from spot_megatron.plan.job import Job
-from spot_megatron.plan.model_shapes import PUBLISHED, ModelShape
+from spot_megatron.plan.inputs import PlanInput
+from spot_megatron.plan.kernels import head_seconds, matrix_seconds
+from spot_megatron.plan.models import PUBLISHED
 from spot_megatron.plan.time import StepTime, data_seconds, microbatch_seconds, step_time
 from spot_megatron.plan.workload import Assumptions, Load, assumed_pairs
 from spot_megatron.recipe import Memory, Parallel, Precision, Recipe
-from spot_megatron.train.step import microbatch
+from spot_megatron.train.microbatch import microbatch
 from tests.support import SHAPE, make_recipe, one_process, random_model, random_pairs
 
 H800 = find_gpu("h800")
@@ -49,22 +49,22 @@ def test_flops_of_the_real_model(tmp_path, recompute):
     matrices = sum(
         flops for operator, flops in counted.items() if operator in (torch.ops.aten.mm, torch.ops.aten.addmm)
     )
-    shape = ModelShape.from_hf("small", SHAPE)
-    job = Job(shape, Split(Parallel(), 1), recipe.precision, recipe.memory, COUNTER)
-    layers = shape.num_layers * len(pack.input_ids) * matrix_seconds(job) * (4 / 3 if recompute == "full" else 1)
-    head = head_seconds(job, np.array([len(pack.head_row)]), forward_only=False)
+    model = SHAPE
+    inputs = PlanInput(model, Split(Parallel(), 1), recipe.precision, recipe.memory, COUNTER)
+    layers = model.num_layers * len(pack.input_ids) * matrix_seconds(inputs) * (4 / 3 if recompute == "full" else 1)
+    head = head_seconds(inputs, np.array([len(pack.head_position)]), forward_only=False)
     in_place = (
-        2 * 2 * shape.vocab * shape.hidden * len(pack.head_row)
+        2 * 2 * model.vocab_size * model.hidden_size * len(pack.head_position)
     )  # of the head's backward; the counter omits addmm_
     assert matrices + in_place == pytest.approx(layers + float(head[0]))
 
 
-def _job(**changes) -> Job:
+def _job(**changes) -> PlanInput:
     sizes = changes.pop("parallel", {})
     num_gpus = changes.pop("num_gpus", 8)
     split = Split(Parallel(sequence=sizes.get("tensor", 1) > 1, **sizes), num_gpus)
-    defaults = {"shape": QWEN3_8B, "precision": Precision(), "memory": Memory(), "gpu": H800}
-    return Job(split=split, **{**defaults, **changes})
+    defaults = {"model": QWEN3_8B, "precision": Precision(), "memory": Memory(), "gpu": H800}
+    return PlanInput(split=split, **{**defaults, **changes})
 
 
 PACK = np.array([8192.0, 8192 * 2000.0, 7000.0])
@@ -124,7 +124,7 @@ def test_pipeline_bubble():
 
 
 def test_small_models_wait_for_the_host():
-    assert step_time(_job(shape=PUBLISHED["Qwen/Qwen3-0.6B"]), _load((0.05,))).host > 0
+    assert step_time(_job(model=PUBLISHED["Qwen/Qwen3-0.6B"]), _load((0.05,))).host > 0
     assert step_time(_job(), _load((1.0,))).host == 0
 
 

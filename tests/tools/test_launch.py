@@ -40,7 +40,7 @@ sys.exit(75)
 
 def launcher(child: str) -> list[str]:
     """A program that runs this one as the launcher runs the training."""
-    return ["-c", f"import sys; from tools.launch import _run; sys.exit(_run([sys.executable, '-c', {child!r}]))"]
+    return ["-c", f"import sys; from tools.training_process import run_alone; sys.exit(run_alone(['-c', {child!r}]))"]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,58 @@ def test_a_real_training_saves_on_an_interrupt_of_the_launcher(tmp_path):
     assert "Traceback" not in processes.output_of(log)
 
 
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_killed_launcher_leaves_no_process_behind(tmp_path, num_processes):
+    save_random_hf(tmp_path / "model")
+    write_token_pairs(tmp_path / "pairs.jsonl", random_pairs(24))
+    sections = {"train": {"batch_pairs": 4, "epochs": 500}, "checkpoint": {"every_steps": 10000}}
+    (tmp_path / "r.yaml").write_text(make_recipe(tmp_path, **sections).dump())
+    log = tmp_path / "log.txt"
+    command = ["-m", "tools.launch", str(tmp_path / "r.yaml"), "--processes", str(num_processes)]
+    with processes.started(command, log, {}) as process:
+        processes.wait_for((tmp_path / "run" / "metrics.jsonl").exists, "the first steps", 120, log)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= num_processes
+        process.kill()
+        assert not psutil.wait_procs(family, timeout=30)[1]
+
+
+def test_a_refused_start_prints_the_error_alone(tmp_path):
+    """Under torchrun every process meets the same mistake, which is printed once and followed by nothing."""
+    save_random_hf(tmp_path / "model")
+    write_token_pairs(tmp_path / "pairs.jsonl", random_pairs(24))
+    (tmp_path / "r.yaml").write_text(make_recipe(tmp_path, parallel={"tensor": 2, "pipeline": 2}).dump())
+    log = tmp_path / "log.txt"
+    command = ["-m", "spot_megatron.train", str(tmp_path / "r.yaml")]
+    code = "import sys; from tools.training_process import run_under_torchrun as r; "
+    code += f"sys.exit(r(['--nproc-per-node', '3', '--standalone', *{command!r}]))"
+    assert processes.run(["-c", code], log, timeout=120) == 2
+    printed = processes.output_of(log)
+    assert "3 processes cannot hold models of 4 ranks" in printed
+    assert "stopped" not in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"data": {"pairs": "none.jsonl"}}, ["none.jsonl", "cannot be read"]),
+        ({"parallel": {"tensor": 8}}, ["1 processes cannot hold models of 8 ranks"]),
+        ({"parallel": {"pipeline": 2}}, ["1 processes cannot hold models of 2 ranks"]),
+        ({"model": {"hf": "missing/model"}, "precision": {"dtype": "bf16"}, "device": "auto"}, ["no GPU was found"]),
+    ],
+)
+def test_mistakes_are_reported_before_processes_start(tmp_path, capsys, monkeypatch, changed, words):
+    save_random_hf(tmp_path / "model")
+    write_token_pairs(tmp_path / "pairs.jsonl", random_pairs(4))
+    (tmp_path / "r.yaml").write_text(make_recipe(tmp_path, **changed).dump())
+    for name in ("run_alone", "run_under_torchrun"):
+        monkeypatch.setattr(launch, name, lambda command: pytest.fail("a process was started"))
+    assert launch.main([str(tmp_path / "r.yaml"), "--processes", "1"]) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words), message
+
+
 @pytest.fixture
 def trained(tmp_path, monkeypatch) -> list[str]:
     """Arguments of a run whose training is done at once: its result is the base."""
@@ -116,7 +168,7 @@ def trained(tmp_path, monkeypatch) -> list[str]:
         (tmp_path / "run" / "recipe.yaml").write_text("name: x\n")
         return 0
 
-    monkeypatch.setattr(launch, "_run", train)
+    monkeypatch.setattr(launch, "run_alone", train)
     (tmp_path / "q.jsonl").write_text(json.dumps(QUESTION) + "\n")
     overrides = [f"output={tmp_path / 'run'}", f"evaluation.questions={tmp_path / 'q.jsonl'}"]
     return ["qwen3_tiny_spot", "--processes", "1", "--set", *overrides]
@@ -154,7 +206,7 @@ def test_wrong_questions_are_told_before_the_training(trained, tmp_path, capsys,
 
 
 def test_a_model_without_tokenizer_is_told_before_the_training(trained, tmp_path, capsys):
-    (tmp_path / "model").mkdir()
+    save_random_hf(tmp_path / "model")
     assert launch.main([*trained, f"model.hf={tmp_path / 'model'}"]) == 2
     assert "has no tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -168,11 +220,11 @@ def test_the_base_may_be_a_hub_id(trained, monkeypatch, tmp_path):
 
 def test_what_stops_the_evaluation_is_told_without_a_traceback(trained, monkeypatch, capsys):
     assert launch.main([*trained, "model.hf=nowhere"]) == 2
-    assert "there is no folder nowhere" in capsys.readouterr().err
+    assert "the folder nowhere does not exist" in capsys.readouterr().err
     monkeypatch.setattr(launch, "evaluate", lambda recipe: signal.raise_signal(signal.SIGTERM))
-    monkeypatch.setattr(launch, "_run", lambda command: 0)
+    monkeypatch.setattr(launch, "run_alone", lambda command: 0)
     assert launch.main(trained) == 75
-    assert "run the same command to go on" in capsys.readouterr().err
+    assert "run the same command to continue" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--nodes", "0"], ["--processes", "0"], ["--nodes", "-1"]])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_report import make_run
+from tests.report.runs import make_run
 from tools.report import main
 
 ROOT = Path(__file__).parents[2]

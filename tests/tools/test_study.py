@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spot_megatron.recipe import load_recipe
-from tests.test_report import make_run, result
+from tests.report.runs import make_run, result
 from tools import launch
 from tools.study import RECIPES, check_comparable, main
 

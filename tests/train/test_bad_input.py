@@ -71,6 +71,10 @@ def test_fp8_without_transformer_engine(folder, monkeypatch, capsys):
     monkeypatch.setattr("spot_megatron.model.config.has_transformer_engine", lambda: False)
     with pytest.raises(RecipeError, match="Transformer Engine"):
         check_fp8(Precision(fp8="blockwise"), "cuda")
+    monkeypatch.setattr("spot_megatron.model.config.has_transformer_engine", lambda: True)
+    check_fp8(Precision(fp8="blockwise"), "cuda")
+    with pytest.raises(RecipeError, match="with experts set precision"):
+        check_fp8(Precision(fp8="blockwise"), "cuda", has_experts=True)
 
 
 def test_tensor_parallel_that_does_not_divide_the_heads(folder, capsys, monkeypatch):

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from spot_megatron.data.pack import build_pack
-from spot_megatron.objective.losses import pair_losses
+from spot_megatron.objective.losses import pair_losses, pair_rewards
 from spot_megatron.objective.reward import score_pairs
 from spot_megatron.objective.shift import RewardShift
+from spot_megatron.train.microbatch import microbatch
 from spot_megatron.train.optim import make_trainable
-from spot_megatron.train.step import ObjectiveLoss, forward_backward, microbatch, reduce_sums
+from spot_megatron.train.step import ObjectiveLoss, forward_backward, reduce_sums
 from tests.support import make_recipe, one_process, random_model, random_pairs
 
 PAIRS = random_pairs(7)
@@ -45,11 +46,11 @@ def test_gradient_is_the_mean_over_pairs(tmp_path, objective, packing):
         shift = RewardShift(recipe.objective.shift.kind, 0.9, value=0.3)
         expected_loss, expected = plain_mean(model, recipe, reference, shift.value)
 
-        policy = make_trainable([model], recipe, "cpu")
+        policy = make_trainable([model], recipe)
         policy.zero_grad()
         packs = packs_of(PACKINGS[packing])
         reports = forward_backward(policy.wrapped, packs, ObjectiveLoss(recipe.objective, shift, reference), topology)
-        sums = reduce_sums(reports, packs, topology)
+        sums = reduce_sums(reports, packs, policy.squared_grad_norm(), topology)
         assert sums.num_pairs == len(PAIRS)
         assert sums.loss / sums.num_pairs == pytest.approx(expected_loss, rel=1e-5)
         for name, parameter in model.named_parameters():
@@ -72,7 +73,7 @@ def plain_mean(model, recipe, reference, shift):
         )
         chosen, rejected = torch.tensor(reference[[index]], dtype=torch.float32).unbind(dim=1)
         scores = score_pairs(logp, batch.layout.head_segment, chosen, rejected, torch.tensor(pack.num_chosen))
-        losses.append(pair_losses(recipe.objective.name, scores, recipe.objective.beta, shift))
+        losses.append(pair_losses(recipe.objective.name, scores, pair_rewards(scores, recipe.objective.beta), shift))
     mean = torch.cat(losses).mean()
     mean.backward()
     grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}

@@ -18,17 +18,19 @@ torch.cuda.get_device_properties = lambda *_: SimpleNamespace(
 
 from spot_megatron.model.config import transformer_config  # noqa: E402
 from spot_megatron.model.gpt import build_model  # noqa: E402
-from spot_megatron.parallel.cpu import redirect_cuda  # noqa: E402
-from spot_megatron.plan.dryrun import Holdings, fake_rank, hf_config, places  # noqa: E402
+from spot_megatron.parallel import cpu  # noqa: E402
+from spot_megatron.plan.dryrun import Holdings, fake_rank, places  # noqa: E402
+from spot_megatron.plan.models import planned_model  # noqa: E402
 from spot_megatron.recipe import load_recipe  # noqa: E402
 from spot_megatron.train.optim import make_trainable  # noqa: E402
 
 
 def main() -> None:
     model, *overrides = sys.argv[1:]
-    redirect_cuda()
+    cpu.use_torch_adamw = lambda: None  # it is Transformer Engine's that is built here
+    cpu.redirect_cuda()
     recipe = load_recipe("qwen3_0p6b_spot", [f"model.hf={model}", *overrides])
-    hf, num_ranks = hf_config(model), 8
+    hf, num_ranks = planned_model(model), 8
     holdings = Holdings(hf)
     for place, members in sorted(places(recipe.parallel, num_ranks).items()):
         with fake_rank(recipe.parallel, members[0], num_ranks):
@@ -36,7 +38,7 @@ def main() -> None:
             with torch.device("meta"):
                 holdings.add(place, build_model(config, hf))
             if members[0] == 0:  # the optimizer is made, too, from weights that exist
-                policy = make_trainable(build_model(config, hf), recipe, "cuda")
+                policy = make_trainable(build_model(config, hf), recipe)
                 parts = getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
                 print("optimizer", *sorted({type(part.optimizer).__module__.split(".")[0] for part in parts}))
                 names = {type(m).__name__ for chunk in policy.bare for m in chunk.modules()}
@@ -45,6 +47,8 @@ def main() -> None:
                     m.fuse_wgrad_accumulation for m in policy.bare[0].modules() if hasattr(m, "fuse_wgrad_accumulation")
                 }
                 print("fused weight gradients", *fused)
+                experts = [p for name, p in policy.bare[0].named_parameters() if ".mlp.experts." in name]
+                assert all(param.tensor_model_parallel and not param.allreduce for param in experts)
     print("parameters", holdings.check())
 
 

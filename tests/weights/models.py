@@ -15,7 +15,7 @@ from torch import Tensor
 from spot_megatron.data.pack import Pack, build_pack
 from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.model.gpt import PairGPT
-from spot_megatron.train.step import microbatch
+from spot_megatron.train.microbatch import microbatch
 from tests.support import random_pairs
 
 # PyTorch notes the functions that `with torch.device(...)` governs at its first use. transformers needs that block, and

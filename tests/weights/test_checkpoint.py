@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from spot_megatron.errors import CheckpointError
+from spot_megatron.hf.checksums import CHECKSUMS
 from spot_megatron.hf.side_files import load_kinds
-from spot_megatron.weights.checkpoint import load_model, save_model
+from spot_megatron.weights.checkpoint import check_checksums, load_model, save_checksums, save_model
 from tests.support import SHAPE, make_recipe, one_process, random_model
 
 
@@ -96,3 +97,28 @@ def test_unreadable_note_of_the_types(tmp_path, content):
         (tmp_path / "hf_dtypes.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"hf_dtypes\.json"):
         load_kinds(tmp_path)
+
+
+def test_code_in_the_metadata_is_not_run(saved, tmp_path, monkeypatch):
+    recipe, _, folder = saved
+    shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "copy" / ".metadata").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    with pytest.raises(CheckpointError, match=r"\.metadata refers to os\.system, .*may run code"):
+        load(recipe, tmp_path / "copy")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_checksums_of_a_checkpoint(saved, tmp_path):
+    _, _, folder = saved
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy / "model")
+    check_checksums(copy)  # as a checkpoint of Megatron-Core, without SHA256SUMS
+    save_checksums(copy)
+    check_checksums(copy)
+    for file in [path for path in copy.rglob("*") if path.is_file() and path.name != CHECKSUMS]:
+        original = file.read_bytes()
+        file.write_bytes(original[:-1] + bytes([original[-1] ^ 4]))
+        with pytest.raises(CheckpointError, match=rf"{file.name} is damaged"):
+            check_checksums(copy)
+        file.write_bytes(original)

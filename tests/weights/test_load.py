@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spot_megatron.errors import WeightError
+from spot_megatron.hf.checksums import CHECKSUMS, file_names, read_checksums, verify_checksums
 from spot_megatron.hf.config import read_hf_config
 from spot_megatron.hf.folder import HFFolder, same_bits
 from spot_megatron.model.config import transformer_config
@@ -73,7 +74,9 @@ def assert_same_folder(copy, source):
     if "num_local_experts" in config:
         added["num_experts"] = config["num_local_experts"]
     assert json.loads((copy / "config.json").read_text()) == {**config, **added}
-    others = {path.name for path in copy.rglob("*") if not path.name.startswith("model")}
+    assert read_checksums(copy, WeightError).keys() == {*file_names(copy)}
+    verify_checksums(copy, WeightError)
+    others = {path.name for path in copy.rglob("*") if not path.name.startswith(("model", CHECKSUMS))}
     assert others == {path.name for path in source.rglob("*") if not path.name.startswith("model")}
 
 
@@ -192,10 +195,10 @@ def test_head_in_a_tied_folder_must_be_the_embedding(broken, world):
     refused(folder, world, "lm_head.weight differs from model.embed_tokens.weight", "tie_word_embeddings")
 
 
-def test_nan_is_told_by_name(broken, world):
+def test_a_warning_names_weights_that_are_not_finite(broken, world):
     def spoil(tensors):
         tensors["model.layers.1.self_attn.k_proj.weight"][3, 5] = float("nan")
-        tensors["model.norm.weight"][0] = float("nan")
+        tensors["model.norm.weight"][0] = float("inf")
 
     with pytest.warns(UserWarning, match="NaN") as caught:
         load(broken("mixed", spoil), world)
@@ -204,6 +207,20 @@ def test_nan_is_told_by_name(broken, world):
         "model.layers.1.self_attn.k_proj.weight",
         "model.norm.weight",
     }
+
+
+@pytest.mark.parametrize(("value", "name"), [(float("nan"), "down_proj"), (float("-inf"), "q_proj"), (3e5, "k_proj")])
+def test_weights_that_are_not_finite_are_not_exported(folders, world, tmp_path, value, name):
+    """3e5 is finite in float32, and infinite in the float16 of the source."""
+    chunks, config = load(folders["untied"], world)
+    names = HFFolder(folders["untied"]).names()
+    linear = "mlp.linear_fc2" if name == "down_proj" else "self_attention.linear_qkv"
+    rows = {"q_proj": 0, "k_proj": 2 * config.head_dim, "down_proj": 0}
+    chunks[0].get_parameter(f"decoder.layers.2.{linear}.weight").data[rows[name], 5] = value
+    kinds = dict.fromkeys(names, "F16")
+    with pytest.raises(WeightError, match=rf"1 tensors hold NaN or infinity.*layers\.2\.\w+\.{name}"):
+        export_hf(chunks, folders["untied"], tmp_path / "out", config, kinds=kinds)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sound_weights_warn_of_nothing(folders, world):

@@ -1,6 +1,6 @@
-"""The three float types of weight files as NumPy arrays: casts and the search for NaN. No PyTorch here.
+"""The three float types of weight files as NumPy arrays: casts, and the search for NaN and infinity. No PyTorch here.
 
-NumPy has no bfloat16; its bits are kept in uint16, which is the upper half of a float32.
+NumPy has no bfloat16; its bits are kept in uint16, the upper half of a float32.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import numpy as np
 
 from spot_megatron.hf.safetensors import KIND_BYTES
 
-# The bits of infinity: what is above, as an integer of either sign, is NaN.
+# The bits of infinity. Larger values, as integers of either sign, are NaN.
 _INFINITY = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
-_BLOCK = 1 << 17  # elements; stays in a core's cache
+_BLOCK = 1 << 17  # elements; fits into a core's cache
 
 
 def widest(kinds: set[str]) -> str:
@@ -22,7 +22,7 @@ def widest(kinds: set[str]) -> str:
 def cast(data: np.ndarray, source: str, target: str) -> np.ndarray:
     """Bytes [n] uint8 of one type as bytes of another; rounds to nearest, ties to even, as PyTorch does.
 
-    A NaN stays NaN, bit for bit wherever the target can hold its bits.
+    NaN stays NaN, with the same bits if the target type can hold them.
     """
     if source == target:
         return data
@@ -49,13 +49,13 @@ def _to_float32(data: np.ndarray, source: str) -> np.ndarray:
     return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-def has_nan(data: np.ndarray, kind: str) -> bool:
-    """Whether bytes [n] uint8 of a type hold a NaN; two integer maxima, some 10 GB/s."""
+def has_nonfinite(data: np.ndarray, kind: str) -> bool:
+    """True if bytes [n] uint8 of a type hold NaN or infinity. Takes two integer maxima, about 10 GB/s."""
     num_bytes, infinity = KIND_BYTES[kind], _INFINITY[kind]
     unsigned = data.view(f"u{num_bytes}")
     signed = data.view(f"i{num_bytes}")
     negative_infinity = infinity | 1 << (8 * num_bytes - 1)
     return any(
-        signed[start : start + _BLOCK].max() > infinity or unsigned[start : start + _BLOCK].max() > negative_infinity
+        signed[start : start + _BLOCK].max() >= infinity or unsigned[start : start + _BLOCK].max() >= negative_infinity
         for start in range(0, len(unsigned), _BLOCK)
     )

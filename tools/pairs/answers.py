@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from spot_megatron.files import Row
 from tools.pairs.conversation import shown_problem
-from tools.pairs.grade import CORRECT, NO_ANSWER, WRONG, Grader, extract
+from tools.pairs.grade import CORRECT, NO_ANSWER, UNDECIDED, WRONG, Grader, extract
 from tools.pairs.leaks import find_leak
 from tools.pairs.measures import PolicyTokenizer, measure
 from tools.pairs.prompts import MARKER_END, MARKER_START
@@ -73,11 +73,11 @@ def is_answer_only(edited: str, original: str) -> bool:
 
 def contradiction(text: str) -> str | None:
     """The last number that the text states as a result, where its box holds another number; else None."""
-    boxed, _ = extract(text)
+    boxes, _ = extract(text)
     stated = _STATED.findall(outside_boxes(text))
-    if boxed is None or not stated or not re.fullmatch(_NUMBER, boxed.strip(" $")):
+    if len(boxes) != 1 or not stated or not re.fullmatch(_NUMBER, boxed := boxes[0].strip(" $")):
         return None
-    return stated[-1] if _value(stated[-1]) != _value(boxed.strip(" $")) else None
+    return stated[-1] if _value(stated[-1]) != _value(boxed) else None
 
 
 def _value(number: str) -> Fraction | None:
@@ -93,7 +93,9 @@ def judge_edit(error: Row, edited: str, grader: Grader, meter: EditMeter | None 
         return rejected("unchanged")
     verdict = grader.grade(edited, error["answer"])
     if verdict.verdict != CORRECT:
-        reason = {NO_ANSWER: "no_answer", WRONG: "wrong_answer"}.get(verdict.verdict, "grading_timeout")
+        reason = {NO_ANSWER: "no_answer", WRONG: "wrong_answer", UNDECIDED: "undecided"}.get(
+            verdict.verdict, "grading_timeout"
+        )
         return {**rejected(reason, verdict.extracted or ""), "corrected": edited}
     if is_answer_only(edited, error["response"]):
         return {**rejected("answer_only_edit", verdict.extracted or ""), "corrected": edited}

@@ -1,8 +1,9 @@
 """Whether a response's final answer is right. One function for sampled answers, rectified answers and evaluation.
 
-The last balanced box is taken, both answers are brought into one spelling, and what is decidable as text (numbers,
-lists, words, units) is decided here, exactly. The rest goes to math-verify in a child process that is killed at a
-time limit.
+A right answer must never be called wrong: the policy would be trained against it. So this stage confirms what is the
+same text, and confirms or rejects plain numbers. All else goes to a child process that is killed at a time limit, which
+takes lists, intervals, units and matrices apart and asks math-verify for the rest. What it can neither confirm nor
+disprove is `undecided`.
 """
 
 import atexit
@@ -13,24 +14,28 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.pairs import math_text
+from tools.pairs import boxes, math_text
 
-CORRECT, WRONG, NO_ANSWER, TIMEOUT = "correct", "wrong", "no_answer", "timeout"
+CORRECT, WRONG, NO_ANSWER, TIMEOUT, UNDECIDED = "correct", "wrong", "no_answer", "timeout", "undecided"
+GRADER_VERSION = (
+    2  # raised by every change that can change a verdict; `tools.elicit --regrade` brings a folder up to it
+)
 LONGEST_ANSWER = 2_000  # characters; a longer answer is right only when it is the same text
 TIME_LIMIT = 5.0  # seconds of CPU for one comparison; four times that on the clock
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`verdict` is correct, wrong, no_answer or timeout; `reason` says how it was reached; `extracted` is the box's
-    content.
+    """`verdict` is correct, wrong, no_answer, timeout or undecided; `reason` says how it was reached; `extracted` is
+    the content of the final box, or of the final boxes joined by ", ".
 
-    Reasons: correct: same_text, same_number, same_words, same_list, same_mathematics. wrong: another_number,
-    another_words, another_list, another_unit, not_equal, too_long. no_answer: no_box, unclosed_box, empty_box,
-    unfinished_thinking, cut_off. timeout: time_limit, memory_limit.
+    Reasons: correct: same_text, same_number, same_mathematics. wrong: another_number, another_answer. no_answer:
+    no_box, unclosed_box, empty_box, unfinished_thinking, cut_off. timeout: time_limit, memory_limit. undecided:
+    rounded (a decimal that may be a rounding of the other), not_proved, parser_failed, too_long, several_boxes.
     """
 
     verdict: str
@@ -38,77 +43,49 @@ class Verdict:
     reason: str
 
 
+Outcome = tuple[str, str]  # verdict, reason
+_SURE = {
+    math_text.EQUAL: (CORRECT, "same_mathematics"),
+    math_text.DIFFERENT: (WRONG, "another_answer"),
+    math_text.UNKNOWN: (UNDECIDED, "not_proved"),
+}
+
+
 def grade(response: str, answer: str, finish_reason: str | None = None) -> Verdict:
     """Grade with the shared pool; thread-safe. `finish_reason` "length" makes no_answer's reason cut_off."""
     return shared_grader().grade(response, answer, finish_reason)
 
 
-def extract(response: str, finish_reason: str | None = None) -> tuple[str | None, str]:
-    """(content of the final box, "") or (None, reason). A thinking block's own boxes are not answers."""
+def extract(response: str, finish_reason: str | None = None) -> tuple[list[str], str]:
+    """(contents of the final boxes, "") or ([], reason). A thinking block's own boxes are not answers."""
     _, separator, text = response.rpartition("</think>")
     if not separator and "<think>" in response:
-        return None, "cut_off" if finish_reason == "length" else "unfinished_thinking"
-    content, reason = math_text.find_boxed(text)
-    if content is not None:
-        return (content.strip(), "") if content.strip() else (None, "empty_box")
-    return None, "cut_off" if finish_reason == "length" else reason
+        return [], "cut_off" if finish_reason == "length" else "unfinished_thinking"
+    contents, reason = boxes.final_boxes(text)
+    return contents, "" if contents else "cut_off" if finish_reason == "length" and reason != "empty_box" else reason
 
 
-def _clean_gold(answer: str) -> str:
-    """A known answer is often a whole solution that ends in a box."""
-    content, _ = math_text.find_boxed(answer)
-    return math_text.clean(answer if content is None else content)
+def clean_gold(answer: str) -> str:
+    """A known answer is often a whole solution that ends in a box, or in several."""
+    contents, _ = boxes.final_boxes(answer)
+    return math_text.clean(", ".join(contents) if contents else answer)
 
 
-def compare_as_text(gold: str, given: str) -> tuple[str, str] | None:
-    """(verdict, reason) of two cleaned answers where no algebra is needed, else None."""
-    if gold.replace(" ", "") == given.replace(" ", ""):
+def compare_at_once(gold: str, given: str) -> Outcome | None:
+    """(verdict, reason) of two cleaned answers that are the same text or plain numbers, else None."""
+    if math_text.squeeze(gold) == math_text.squeeze(given) and gold:
         return CORRECT, "same_text"
     if max(len(gold), len(given)) > LONGEST_ANSWER:
-        return WRONG, "too_long"
-    (gold_value, gold_unit), (given_value, given_unit) = math_text.split_unit(gold), math_text.split_unit(given)
-    if gold_unit and given_unit and gold_unit != given_unit:
-        return WRONG, "another_unit"
-    (gold_name, gold_value), (given_name, given_value) = _split_equation(gold_value), _split_equation(given_value)
-    if gold_name and given_name and gold_name != given_name:
+        return UNDECIDED, "too_long"
+    numbers = math_text.number(gold), math_text.number(given)
+    if numbers[0] is None or numbers[1] is None:
         return None
-    numbers = math_text.number(gold_value), math_text.number(given_value)
-    if numbers[0] and numbers[1]:
-        same = math_text.same_number(numbers[0], numbers[1])
-        return (CORRECT, "same_number") if same else (WRONG, "another_number")
-    gold_words, given_words = math_text.words(gold), math_text.words(given)
-    if gold_words is not None and (given_words is not None or numbers[1]):
-        return (CORRECT, "same_words") if gold_words == given_words else (WRONG, "another_words")
-    return _compare_lists(gold, given)
-
-
-def _split_equation(answer: str) -> tuple[str, str]:
-    """("x", "5") of "x = 5", ("", answer) of anything else."""
-    name, separator, value = answer.partition("=")
-    named = separator and len(name.strip()) == 1 and name.strip().isalpha()
-    return (name.strip(), value.strip()) if named else ("", answer)
-
-
-def _compare_lists(gold: str, given: str) -> tuple[str, str] | None:
-    r"""Tuples and intervals must agree in brackets and order; sets and bare lists in their items, with repetitions."""
-    (gold_left, gold_items, gold_right), (left, items, right) = math_text.split_list(gold), math_text.split_list(given)
-    if len(gold_items) < 2 and len(items) < 2:
-        return None
-    if any(r"\pm" in side for side in (gold, given)):
-        return None
-    if len(gold_items) != len(items):
-        return WRONG, "another_list"
-    gold_numbers, numbers = [math_text.number(item) for item in gold_items], [math_text.number(item) for item in items]
-    if not all(gold_numbers) or not all(numbers):
-        return None
-    bracketed = gold_left in ("(", "[") and left in ("(", "[")
-    if bracketed and (gold_left, gold_right) != (left, right):
-        return WRONG, "another_list"
-    if not {gold_left, left} & {"(", "["}:
-        gold_numbers.sort(key=lambda item: item[0] if item else 0)
-        numbers.sort(key=lambda item: item[0] if item else 0)
-    same = all(math_text.same_number(a, b) for a, b in zip(gold_numbers, numbers, strict=True) if a and b)
-    return (CORRECT, "same_list") if same else (WRONG, "another_list")
+    outcome = math_text.compare_numbers(numbers[0], numbers[1])
+    return {
+        math_text.EQUAL: (CORRECT, "same_number"),
+        math_text.DIFFERENT: (WRONG, "another_number"),
+        math_text.UNKNOWN: (UNDECIDED, "rounded"),
+    }[outcome]
 
 
 class Grader:
@@ -127,31 +104,49 @@ class Grader:
 
     def grade(self, response: str, answer: str, finish_reason: str | None = None) -> Verdict:
         """As the module's `grade`. Blocks while every worker is busy."""
-        decided = self.grade_at_once(response, answer, finish_reason)
-        if decided is not None:
-            return decided
-        extracted, _ = extract(response, finish_reason)
-        assert extracted is not None
-        key = (_clean_gold(answer), math_text.clean(extracted))
-        worker = self._workers.get()
-        try:
-            outcome = worker.compare(*key)
-        finally:
-            self._workers.put(worker)
-        with self._cache_lock:
-            self._cache[key] = outcome
-            while len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
-        return Verdict(outcome[0], extracted, outcome[1])
+        verdict = self._grade(response, answer, finish_reason, self._ask_worker)
+        assert verdict is not None
+        return verdict
 
     def grade_at_once(self, response: str, answer: str, finish_reason: str | None = None) -> Verdict | None:
         """The verdict where no worker is needed, in microseconds; None where one is."""
-        extracted, reason = extract(response, finish_reason)
-        if extracted is None:
+        return self._grade(response, answer, finish_reason, lambda *key: self._cache.get(key))
+
+    def _grade(
+        self, response: str, answer: str, finish_reason: str | None, ask: Callable[[str, str], Outcome | None]
+    ) -> Verdict | None:
+        contents, reason = extract(response, finish_reason)
+        if not contents:
             return Verdict(NO_ANSWER, None, reason)
-        gold, given = _clean_gold(answer), math_text.clean(extracted)
-        outcome = compare_as_text(gold, given) or self._cache.get((gold, given))
-        return Verdict(outcome[0], extracted, outcome[1]) if outcome else None
+        gold, joined = clean_gold(answer), ", ".join(contents)
+        if len(contents) == 1:
+            outcome = _compare(gold, joined, ask)
+            return outcome and Verdict(outcome[0], joined, outcome[1])
+        # \boxed{2} and \boxed{3} are one list, unless each of them spells the same answer
+        single = [_compare(gold, content, ask) for content in contents]
+        together = _compare(gold, joined, ask)
+        if together is None or None in single:
+            return None
+        if together[0] != CORRECT and all(outcome and outcome[0] == CORRECT for outcome in single):
+            together = single[-1]
+        elif together[0] == WRONG and any(outcome and outcome[0] != WRONG for outcome in single):
+            together = (UNDECIDED, "several_boxes")
+        return together and Verdict(together[0], joined, together[1])
+
+    def _ask_worker(self, gold: str, given: str) -> Outcome:
+        known = self._cache.get((gold, given))
+        if known:
+            return known
+        worker = self._workers.get()
+        try:
+            outcome = worker.compare(gold, given)
+        finally:
+            self._workers.put(worker)
+        with self._cache_lock:
+            self._cache[gold, given] = outcome
+            while len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        return outcome
 
     def close(self) -> None:
         """End the worker processes; the next comparison starts them again."""
@@ -161,6 +156,11 @@ class Grader:
         for worker in workers:
             worker.close()
             self._workers.put(worker)
+
+
+def _compare(gold: str, content: str, ask: Callable[[str, str], Outcome | None]) -> Outcome | None:
+    given = math_text.clean(content)
+    return compare_at_once(gold, given) or ask(gold, given)
 
 
 class _Worker:
@@ -186,11 +186,12 @@ class _Worker:
         answer = json.loads(line)
         if answer.get("error") == "MemoryError":
             return TIMEOUT, "memory_limit"
-        return (CORRECT, "same_mathematics") if answer["equal"] else (WRONG, "not_equal")
+        return (UNDECIDED, "parser_failed") if "error" in answer else _SURE[answer["outcome"]]
 
     def _start(self) -> subprocess.Popen[bytes]:
-        program = [sys.executable, str(Path(__file__).with_name("math_worker.py")), str(self._time_limit)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        program = [sys.executable, "-m", "tools.pairs.math_worker", str(self._time_limit)]
+        places = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
         process = subprocess.Popen(
             program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
         )

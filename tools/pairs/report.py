@@ -1,4 +1,4 @@
-"""The data report: one HTML file without network: the funnel, the distributions, the cost, sample pairs."""
+"""The data report, one self-contained page: the funnel, the distributions, the cost, sample pairs."""
 
 import random
 import re
@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
+import numpy as np
 from markupsafe import Markup, escape
 from rapidfuzz.distance import LCSseq
 
 from spot_megatron.files import Row, read_rows, write_text
+from spot_megatron.report.charts import Chart, Group, Level, histogram, stacked_bar
+from spot_megatron.report.html import render_page
+from spot_megatron.report.numbers import number
+from spot_megatron.report.plot import PALETTE
 from tools.pairs.conversation import shown_problem, text_of, transcript
 from tools.pairs.filter import Drop, Keep
 from tools.pairs.measures import Measures
@@ -56,13 +60,13 @@ class ReportData:
             self.samples[place] = decision.row
 
     def add_rejected(self, path: Path) -> None:
-        """Draw from rejected.jsonl of the rectification, where it is."""
+        """Draw from rejected.jsonl of the rectification, if it exists."""
         if not path.is_file():
             return
-        for number, (_, row) in enumerate(read_rows(path)):
+        for index, (_, row) in enumerate(read_rows(path)):
             if len(self.rejected) < NUM_REJECTED:
                 self.rejected.append(row)
-            elif (place := self._rng.randrange(number + 1)) < NUM_REJECTED:
+            elif (place := self._rng.randrange(index + 1)) < NUM_REJECTED:
                 self.rejected[place] = row
 
 
@@ -71,50 +75,30 @@ def write_report(path: Path, data: ReportData, summary: dict[str, Any]) -> None:
     rectify = summary.get("upstream") or {}
     elicit = rectify.get("upstream") or {}
     kept = [measures for measures in data.measured if measures.change_ratio <= data.gamma]
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    page = template.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")).render(
+    stages, charts = funnel(elicit, rectify, summary), distributions(data, kept)
+    page = render_page(
+        Path(__file__).with_name("report.html.j2"),
+        [*(chart for chart, _ in stages), *charts],
         summary=summary,
-        funnel=funnel(elicit, rectify, summary),
-        charts=[
-            histogram(
-                [m.change_ratio for m in data.measured],
-                0.0,
-                1.0,
-                f"Change ratio R (dropped right of γ = {data.gamma:g})",
-                data.gamma,
-            ),
-            histogram(
-                [m.shared_prefix_tokens / m.chosen_tokens for m in kept], 0.0, 1.0, "Shared prefix, share of chosen"
-            ),
-            histogram([m.edited_tokens for m in kept], 0, None, "Edited tokens"),
-            histogram([m.chosen_tokens for m in kept], 0, None, "Chosen tokens"),
-            histogram([m.rejected_tokens for m in kept], 0, None, "Rejected tokens"),
-            histogram([m.prompt_tokens for m in kept], 0, None, "Prompt tokens"),
-        ],
+        funnel=stages,
+        distributions=charts,
         pass_rates=sorted(data.pass_rates.items()),
         rejected=[{**row, "problem": shown_problem(row)} for row in data.rejected],
         costs=costs(elicit, rectify, len(kept)),
-        samples=[
-            {
-                "row": row,
-                "prompt": prompt_text(row),
-                "sides": row_diff(row),
-            }
-            for row in data.samples
-        ],
+        samples=[{"row": row, "prompt": prompt_text(row), "sides": row_diff(row)} for row in data.samples],
     )
     write_text(path, page)
 
 
-def funnel(elicit: dict[str, Any], rectify: dict[str, Any], summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Stages with their counts, and for each what was lost on the way to it."""
-    stages: list[dict[str, Any]] = []
+def funnel(
+    elicit: dict[str, Any], rectify: dict[str, Any], summary: dict[str, Any]
+) -> list[tuple[Chart, dict[str, int]]]:
+    """A bar for every stage, and the number of rows dropped on the way to it, by reason."""
+    stages: list[tuple[str, int, dict[str, int]]] = []
 
-    def stage(name: str, count: int | None, lost: dict[str, int] | None = None) -> None:
+    def stage(name: str, count: int | None, dropped: dict[str, int] | None = None) -> None:
         if count is not None:
-            stages.append({"name": name, "count": count, "lost": {key: n for key, n in (lost or {}).items() if n}})
+            stages.append((name, count, {reason: n for reason, n in (dropped or {}).items() if n}))
 
     if elicit:
         stage("rows in the question file", elicit["question_rows"])
@@ -133,10 +117,35 @@ def funnel(elicit: dict[str, Any], rectify: dict[str, Any], summary: dict[str, A
     else:
         stage("rectified answers", summary["rectified"])
     stage("pairs", summary["pairs"], summary["dropped"])
-    widest = max(entry["count"] for entry in stages) or 1
-    for entry in stages:
-        entry["percent"] = 100 * entry["count"] / widest
-    return stages
+    widest = max(count for _, count, _ in stages) or 1
+    return [
+        (stacked_bar(name, [(name, count, f"{count:,}")], scale=widest, note=f"{count:,}"), dropped)
+        for name, count, dropped in stages
+    ]
+
+
+def distributions(data: ReportData, kept: Sequence[Measures]) -> list[Chart]:
+    """Histograms of all measured pairs' change ratio, and of the kept pairs' lengths."""
+    shares = [m.shared_prefix_tokens / m.chosen_tokens for m in kept]
+    gamma = Level(data.gamma, "γ, dropped above")
+    return [
+        _histogram("Change ratio R", [m.change_ratio for m in data.measured], 1.0, [gamma]),
+        _histogram("Shared prefix, share of chosen", shares, 1.0),
+        _histogram("Edited tokens", [m.edited_tokens for m in kept]),
+        _histogram("Chosen tokens", [m.chosen_tokens for m in kept]),
+        _histogram("Rejected tokens", [m.rejected_tokens for m in kept]),
+        _histogram("Prompt tokens", [m.prompt_tokens for m in kept]),
+    ]
+
+
+def _histogram(title: str, values: Sequence[float], high: float | None = None, levels: Sequence[Level] = ()) -> Chart:
+    """From 0 to `high`, or to the largest value."""
+    note = ""
+    if values:
+        tenth, nine_tenths = np.quantile(values, (0.1, 0.9))
+        note = f"80 % are from {number(tenth)} to {number(nine_tenths)}"
+    groups = [Group("pairs", PALETTE[0], values)]
+    return histogram(title, groups, low=0.0, high=high, num_bins=NUM_BINS, levels=levels, note=note)
 
 
 def costs(elicit: dict[str, Any], rectify: dict[str, Any], num_pairs: int) -> list[tuple[str, list[str]]]:
@@ -156,32 +165,6 @@ def costs(elicit: dict[str, Any], rectify: dict[str, Any], num_pairs: int) -> li
     return table
 
 
-def histogram(
-    values: Sequence[float], low: float, high: float | None, title: str, mark: float | None = None
-) -> dict[str, Any]:
-    """Bar heights in percent of the tallest, axis labels and quantiles; `high` None takes the largest value."""
-    top = high if high is not None else max(values, default=1) or 1
-    counts = [0] * NUM_BINS
-    for value in values:
-        counts[min(NUM_BINS - 1, int((value - low) / (top - low) * NUM_BINS))] += 1
-    ordered = sorted(values)
-    quantiles = (
-        [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.1, 0.5, 0.9)] if ordered else []
-    )
-    digits = ".2f" if high is not None else ",.0f"
-    edges = [format(low + (top - low) * index / NUM_BINS, digits) for index in range(NUM_BINS + 1)]
-    return {
-        "title": title,
-        "total": len(values),
-        "table": [(edges[index], edges[index + 1], count) for index, count in enumerate(counts) if count],
-        "bars": [(index, 100 * count / (max(counts) or 1), count) for index, count in enumerate(counts)],
-        "low": format(low, digits),
-        "high": format(top, digits),
-        "quantiles": " / ".join(format(value, digits) for value in quantiles),
-        "mark": None if mark is None else 100 * (mark - low) / (top - low),
-    }
-
-
 def prompt_text(row: Row) -> str:
     prompt = row["prompt"]
     return prompt if isinstance(prompt, str) else transcript(prompt, row.get("tools"))
@@ -194,7 +177,7 @@ def row_diff(row: Row) -> dict[str, Markup]:
 
 
 def word_diff(rejected: str, chosen: str) -> dict[str, Markup]:
-    """Both texts as HTML, with what the other lacks in <del> and <ins>, and long common stretches folded."""
+    """Both texts as HTML, with the differences in <del> and <ins>, and long common stretches folded."""
     before, after = _words(rejected), _words(chosen)
     sides: dict[str, list[Markup]] = {"rejected": [], "chosen": []}
     blocks = _blocks(before, after)

@@ -3,7 +3,7 @@
 Call 2 is therefore two kernel calls, R to all of P where P lies and R causally to itself, joined by their log-sum-exps:
 no keys are gathered and no mask is made.
 
-Shapes: T rows of a pack, N query heads, G key-value heads, D head dimension.
+Shapes: T positions of a pack, N query heads, G key-value heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def cpu_attention(
     """query [T, N, D], key and value [T, G, D] -> [T, N, D].
 
     Args:
-        mains: rows of each sequence of call 1, which attend causally within it.
-        suffixes: of each sequence of call 2, its rows and those of its prefix (none for padding). Every row of the
-            pack is in one of `mains` or `suffixes`.
+        mains: positions of each sequence of call 1, which attend causally within it.
+        suffixes: of each sequence of call 2, its positions and those of its prefix (none for padding). Every position
+            of the pack is in one of `mains` or `suffixes`.
     """
     return _CpuAttention.apply(query, key, value, mains, suffixes, scale)
 
@@ -54,17 +54,17 @@ class _CpuAttention(torch.autograd.Function):
             out, lse = _flash(q, k, v, 0.0, causal, scale=scale)
             return out[0].transpose(0, 1), lse
 
-        for rows in mains:
-            out_TND[rows], lse = attend(rows, rows, causal=True)
+        for main in mains:
+            out_TND[main], lse = attend(main, main, causal=True)
             lses.append(lse)
-        for rows, prefix in suffixes:
-            own, lse = attend(rows, rows, causal=True)
+        for suffix, prefix in suffixes:
+            own, lse = attend(suffix, suffix, causal=True)
             if prefix.stop > prefix.start:  # padding has no prefix
-                seen, prefix_lse = attend(rows, prefix, causal=False)
+                seen, prefix_lse = attend(suffix, prefix, causal=False)
                 share = torch.sigmoid(lse - prefix_lse)[0].T.unsqueeze(-1).to(own.dtype)
                 own = torch.lerp(seen, own, share)
                 lse = torch.logaddexp(lse, prefix_lse)
-            out_TND[rows] = own
+            out_TND[suffix] = own
             lses.append(lse)
         ctx.save_for_backward(query, key, value, out_TND, *lses)
         ctx.mains, ctx.suffixes, ctx.scale = mains, suffixes, scale
@@ -84,19 +84,19 @@ class _CpuAttention(torch.autograd.Function):
             parts = _flash_backward(grad_o, q, k, v, o, lse, 0.0, causal, scale=ctx.scale)
             return tuple(part[0].transpose(0, 1) for part in parts)
 
-        # Every row is in one causal part, which sets its gradients; the parts of prefixes add to them.
-        causal_parts = [*ctx.mains, *(rows for rows, _ in ctx.suffixes)]
-        for rows, lse in zip(causal_parts, lses, strict=True):
-            grad_query[rows], grad_key[rows], grad_value[rows] = attend(rows, rows, lse, causal=True)
-        for (rows, prefix), lse in zip(ctx.suffixes, lses[len(ctx.mains) :], strict=True):
+        # Every position is in one causal part, which sets its gradients; the parts of prefixes add to them.
+        causal_parts = [*ctx.mains, *(suffix for suffix, _ in ctx.suffixes)]
+        for part, lse in zip(causal_parts, lses, strict=True):
+            grad_query[part], grad_key[part], grad_value[part] = attend(part, part, lse, causal=True)
+        for (suffix, prefix), lse in zip(ctx.suffixes, lses[len(ctx.mains) :], strict=True):
             if prefix.stop > prefix.start:
-                parts = attend(rows, prefix, lse, causal=False)
-                grad_query[rows] += parts[0]
+                parts = attend(suffix, prefix, lse, causal=False)
+                grad_query[suffix] += parts[0]
                 grad_key[prefix] += parts[1]
                 grad_value[prefix] += parts[2]
         return grad_query, grad_key, grad_value, None, None, None
 
 
-def _heads_first(rows: Tensor) -> Tensor:
-    """[rows, heads, D] -> [1, heads, rows, D], a view."""
-    return rows.transpose(0, 1)[None]
+def _heads_first(part: Tensor) -> Tensor:
+    """[positions, heads, D] -> [1, heads, positions, D], a view."""
+    return part.transpose(0, 1)[None]

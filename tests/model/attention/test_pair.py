@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from spot_megatron.data.pack import build_pack
 from spot_megatron.errors import RecipeError
 from spot_megatron.model.attention import cuda as attention_kernels
-from spot_megatron.model.attention.cuda import flex_mask, pick_kernel, spans
+from spot_megatron.model.attention.cuda import flex_mask, pick_kernel
 from spot_megatron.model.attention.pair import PairAttention, pair_seq_params
 from spot_megatron.model.config import check_attention
 from tests.processes import output_of, run
@@ -20,15 +21,19 @@ PAIRS = random_pairs(5)
 HEADS, GROUPS, HEAD_DIM, SCALE = 4, 2, 16, 0.3
 
 
+def spans(cu):
+    return list(itertools.pairwise(cu.tolist()))
+
+
 def dense_mask(num_rows, layout):
-    """[T, T] what each row sees, from the arguments of the two calls."""
+    """[T, T] what each position sees, from the arguments of the two calls."""
     sees = torch.zeros(num_rows, num_rows, dtype=torch.bool)
     for start, stop in spans(layout.cu_main):
         sees[start:stop, start:stop] = torch.ones(stop - start, stop - start, dtype=torch.bool).tril()
     queries, keys = spans(layout.cu_suffix_q), spans(layout.cu_suffix_k)
     for (q0, q1), (k0, k1) in zip(queries, keys, strict=True):
         causal = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril((k1 - k0) - (q1 - q0))
-        sees[layout.num_main + q0 : layout.num_main + q1, layout.suffix_k_index[k0:k1]] = causal
+        sees[layout.num_main + q0 : layout.num_main + q1, layout.suffix_k_position[k0:k1]] = causal
     return sees
 
 
@@ -92,7 +97,7 @@ def check_flex(layout, multiple_of):
     pack = build_pack(PAIRS, range(5), layout, multiple_of, pad_id=0)
     params = pair_seq_params(pack, torch.device("cpu"))
     num_rows = len(pack.input_ids)
-    mask = flex_mask(num_rows, params.cu_main, params.cu_suffix_q, params.cu_suffix_k, params.suffix_k_index)
+    mask = flex_mask(num_rows, params.cu_main, params.cu_suffix_q, params.cu_suffix_k, params.suffix_k_position)
     row = torch.arange(num_rows)
     assert torch.equal(mask.mask_mod(None, None, row[:, None], row[None, :]), dense_mask(num_rows, params))
     generator = torch.Generator().manual_seed(3)
@@ -109,10 +114,10 @@ def test_flex_attention_sees_the_same(tmp_path):
 
 
 def test_a_kernel_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr(attention_kernels, "is_available", lambda name: name == "flex")
+    monkeypatch.setattr(attention_kernels, "import_problem", lambda name: "is not installed")
     assert pick_kernel("auto", torch.bfloat16) == "flex"
     assert pick_kernel("auto", torch.float32) == "sdpa"
-    with pytest.raises(RecipeError, match="flash2 needs flash-attn"):
+    with pytest.raises(RecipeError, match="flash2: flash-attn is not installed"):
         pick_kernel("flash2", torch.bfloat16)
     with pytest.raises(RecipeError, match="16 bits"):
         pick_kernel("torch", torch.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -18,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spot_megatron.errors import CheckpointError, WeightError
+from spot_megatron.hf.checksums import CHECKSUMS
 from spot_megatron.hf.config import read_hf_config
 from spot_megatron.hf.folder import HFFolder
-from spot_megatron.hf.output import CHECKSUMS
 from spot_megatron.hf.side_files import save_side_files
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import build_model
@@ -125,7 +126,7 @@ SMALL_FILES = "import sys; from tools.convert import convert; convert.CHECKPOINT
 SMALL_FILES += "from tools.convert.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
 
-def test_a_killed_import_goes_on_where_it_was(large, tmp_path):
+def test_a_killed_import_resumes(large, tmp_path):
     """Killed with -9 in the middle: nothing is published, no process stays, finished files are kept as they are."""
     arguments = ["import", "--hf", large, "--output", tmp_path / "out", "--workers", "1"]
     start = [sys.executable, "-c", SMALL_FILES, *map(str, arguments)]
@@ -158,7 +159,7 @@ def test_a_killed_import_goes_on_where_it_was(large, tmp_path):
 
 
 def test_another_source_starts_anew(sources, tmp_path, monkeypatch):
-    """What an interrupted conversion of another model, or of the same before it changed, left behind is not used."""
+    """Files of an interrupted conversion of another model are not used."""
 
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -238,15 +239,15 @@ def test_full_disk(large, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_nan_is_told_by_name_in_both_directions(sources, tmp_path):
+def test_a_warning_names_weights_that_are_not_finite_in_both_directions(sources, tmp_path):
     source = tmp_path / "nan"
     shutil.copytree(sources["qwen3_moe"], source)
     tensors = load_file(source / "model.safetensors")
     names = ["model.layers.1.self_attn.k_proj.weight", "model.layers.2.mlp.experts.3.up_proj.weight"]
-    for name in names:
-        tensors[name][3, 5] = float("nan")
+    tensors[names[0]][3, 5] = float("nan")
+    tensors[names[1]][3, 5] = float("-inf")
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    expected = rf"NaN in the weights {names[0]}, {names[1]}$"
+    expected = rf"NaN or infinity in the weights {names[0]}, {names[1]}$"
     with pytest.warns(UserWarning, match=expected):
         import_folder(source, tmp_path / "checkpoint")
     with pytest.warns(UserWarning, match=expected):
@@ -266,7 +267,7 @@ def test_a_source_that_is_cut_short_meanwhile(large, tmp_path, monkeypatch):
         return run(*args)
 
     monkeypatch.setattr(copy_files, "_run", cut_first)
-    with pytest.raises(WeightError, match=r"safetensors ends at byte \d+: it was cut short"):
+    with pytest.raises(WeightError, match=r"safetensors ends at byte \d+: it was truncated"):
         import_folder(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -287,7 +288,9 @@ def cut(length):
     ],
 )
 def test_damaged_checkpoints(sources, tmp_path, pattern, damage, message):
+    """Found by the reader itself in a checkpoint without checksums, as Megatron-Core writes it."""
     import_folder(sources["qwen3"], tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / CHECKSUMS).unlink()
     damage(tmp_path / "checkpoint" / "model" / pattern)
     with pytest.raises(CheckpointError, match=message):
         export_checkpoint(tmp_path / "checkpoint", tmp_path / "out", shard_gb=5)
@@ -296,9 +299,47 @@ def test_damaged_checkpoints(sources, tmp_path, pattern, damage, message):
 
 def test_another_models_checkpoint(sources, tmp_path):
     import_folder(sources["qwen3"], tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / CHECKSUMS).unlink()
     for name in ("llama", "qwen3_moe"):
         side_files = tmp_path / "checkpoint" / "hf"
         shutil.rmtree(side_files)
         save_side_files(sources[name], tmp_path / "checkpoint")
         with pytest.raises(CheckpointError, match="another model"):
             export_checkpoint(tmp_path / "checkpoint", tmp_path / "out", shard_gb=5)
+
+
+def test_damage_of_any_file_of_a_checkpoint_is_named(sources, tmp_path):
+    """Bits flipped and bytes cut in every file, at the same length where the file allows it."""
+    checkpoint, generator = tmp_path / "checkpoint", random.Random(0)
+    import_folder(sources["qwen3"], checkpoint)
+    names = [path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file()]
+    assert {"model/.metadata", "model/metadata.json", "hf_dtypes.json", CHECKSUMS} <= {*map(str, names)}
+    for name in names:
+        original = (checkpoint / name).read_bytes()
+        position = generator.randrange(len(original))
+        flipped = bytes([original[position] ^ 1 << generator.randrange(8)])
+        for damaged in (original[:position] + flipped + original[position + 1 :], original[:position]):
+            (checkpoint / name).write_bytes(damaged)
+            with pytest.raises(CheckpointError) as caught:
+                export_checkpoint(checkpoint, tmp_path / "out", shard_gb=5)
+            assert CHECKSUMS in str(caught.value)
+            assert name.name in str(caught.value) or name.name == CHECKSUMS
+        (checkpoint / name).write_bytes(original)
+    export_checkpoint(checkpoint, tmp_path / "out", shard_gb=5)
+    shard = tmp_path / "out" / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
+    with pytest.raises(WeightError, match=r"model\.safetensors is damaged"):
+        import_folder(tmp_path / "out", tmp_path / "again")
+    with pytest.raises(WeightError, match=r"model\.safetensors is damaged"):
+        HFFolder(tmp_path / "out").digest()
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_tokenizer_of_sentencepiece_alone_comes_back(sources, tmp_path):
+    source = tmp_path / "model"
+    shutil.copytree(sources["llama"], source, ignore=shutil.ignore_patterns("tokenizer*"))
+    (source / "tokenizer.model").write_bytes(b"\n\x0b\n\x05<unk>\x15\0\0\0\0\x18\x02")
+    import_folder(source, tmp_path / "checkpoint")
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "out", shard_gb=5)
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == (source / "tokenizer.model").read_bytes()
+    assert differences(source, tmp_path / "out") == []

@@ -1,4 +1,4 @@
-"""The parts of a conversion, each against another implementation: casts, frames, segments, plans."""
+"""The parts of a conversion, each against another implementation: casts, frames, merged rows, plans."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from spot_megatron.errors import CheckpointError
 from spot_megatron.hf.folder import DTYPES
-from spot_megatron.hf.names import rows_for
+from spot_megatron.hf.names import weight_map
 from spot_megatron.weights.shards import merge
 from tests.hf.test_names import CONFIGS
 from tools.convert.copy_plan import Block, Rows, Stripe, batches, cut_rows, row_ranges
-from tools.convert.float_kinds import cast, has_nan, widest
-from tools.convert.segments import merged_shape, segments
+from tools.convert.float_kinds import cast, has_nonfinite, widest
+from tools.convert.merged_rows import merged_rows, merged_shape
 from tools.convert.torch_frame import framed_bytes, make_frame, read_frame
 
 
@@ -62,13 +62,14 @@ def test_there_and_back_through_float32_keeps_every_bit(kind):
 
 
 @pytest.mark.parametrize("kind", DTYPES)
-def test_nan_is_found_wherever_it_is(kind):
+def test_nan_and_infinity_are_found_at_any_position(kind):
     values = samples(kind)
-    assert not has_nan(raw(values[~values.isnan()]), kind)
-    for pattern in values[values.isnan()][:: max(1, len(values[values.isnan()]) // 50)]:
+    finite, others = values[values.isfinite()], values[~values.isfinite()]
+    assert not has_nonfinite(raw(finite), kind)
+    for pattern in [*others[others.isinf()], *others[:: max(1, len(others) // 50)]]:
         data = torch.zeros(300_000, dtype=DTYPES[kind])
         data[277_777] = pattern
-        assert has_nan(raw(data), kind)
+        assert has_nonfinite(raw(data), kind)
 
 
 def test_widest():
@@ -114,19 +115,19 @@ def test_other_content_is_refused_and_not_run(content):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_segments_arrange_as_layouts_do(family):
-    """Rows placed by number give the matrix that layout.merge gives."""
+def test_merged_rows_arrange_as_merge_does(family):
+    """Rows placed by number give the matrix that weights.shards.merge gives."""
     config = CONFIGS[family]
-    for row in rows_for(config):
-        parts = [torch.randn(shape) for shape in row.shapes]
-        merged = torch.full(merged_shape(row), float("nan"))
+    for mapping in weight_map(config):
+        parts = [torch.randn(shape) for shape in mapping.shapes]
+        merged = torch.full(merged_shape(mapping), float("nan"))
         end = 0
-        for segment in segments(row, config):
-            assert segment.merged_row == end
-            end += segment.num_rows
-            rows = parts[segment.part][segment.part_row : segment.part_row + segment.num_rows]
-            merged[segment.merged_row : end] = rows
-        assert torch.equal(merged, merge(parts, row.layout, config.head_dim)), row.local
+        for rows in merged_rows(mapping, config):
+            assert rows.merged_row == end
+            end += rows.num_rows
+            part = parts[rows.tensor][rows.tensor_row : rows.tensor_row + rows.num_rows]
+            merged[rows.merged_row : end] = part
+        assert torch.equal(merged, merge(parts, mapping.sharding, config.head_dim)), mapping.local
 
 
 @settings(max_examples=50, deadline=None)

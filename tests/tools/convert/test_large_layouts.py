@@ -1,4 +1,4 @@
-"""Qwen3-32B and Qwen3-235B-A22B at their recipes' parallel layouts, on meta tensors: every rank's model, no weights."""
+"""Qwen3-32B and Qwen3-235B-A22B at their recipes' parallel splits, on meta tensors: every rank's model, no weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from spot_megatron.hf.config import HFModelConfig
-from spot_megatron.hf.names import LM_HEAD, Layout, Row, hf_shapes, resolve, rows_for
+from spot_megatron.hf.names import LM_HEAD, ParameterMapping, Sharding, hf_shapes, resolve, weight_map
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import build_model
 from spot_megatron.parallel.cpu import redirect_cuda
@@ -87,11 +87,11 @@ def one_of(world: int, rank: int, recipe: Recipe) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def piece(row: Row, part: int, rank: int, size: int) -> tuple[tuple[int, int], ...]:
+def piece(mapping: ParameterMapping, part: int, rank: int, size: int) -> tuple[tuple[int, int], ...]:
     """The interval of each dimension of a Hugging Face tensor that a tensor-parallel rank holds."""
-    shape = row.shapes[part]
-    whole = (padded_vocab_size(shape[0], size), *shape[1:]) if row.layout is Layout.VOCAB else shape
-    index = tp_index(whole, row.layout, rank, size)
+    shape = mapping.shapes[part]
+    whole = (padded_vocab_size(shape[0], size), *shape[1:]) if mapping.sharding is Sharding.VOCAB else shape
+    index = tp_index(whole, mapping.sharding, rank, size)
     cut = [part.indices(length)[:2] for part, length in itertools.zip_longest(index, shape, fillvalue=slice(None))]
     return tuple(cut)
 
@@ -101,7 +101,7 @@ def test_every_tensor_is_somewhere_once(tmp_path, case):
     """Over all ranks, the pieces of each tensor cover it without overlap, and every parameter has its merged shape."""
     config, world, split = CASES[case]
     recipe = make_recipe(tmp_path, parallel=split, precision={"dtype": "bf16"})
-    rows, tp = rows_for(config), recipe.parallel.tensor
+    rows, tp = weight_map(config), recipe.parallel.tensor
     pieces: dict[str, dict[tuple, int]] = {}
     for rank in range(world):
         with one_of(world, rank, recipe):
@@ -109,15 +109,15 @@ def test_every_tensor_is_somewhere_once(tmp_path, case):
                 (chunk,) = build_model(transformer_config(config, recipe, "cpu"), config)
             placement = Placement.of_megatron()
             for name, parameter in chunk.named_parameters():
-                row, names = resolve(rows, name, layer_offset(chunk), placement.expert_offset(config.num_experts))
-                group = placement.part(row).group
-                cuts = [piece(row, part, group.rank(), group.size()) for part in range(len(names))]
-                if row.layout is Layout.VOCAB:
+                mapping, names = resolve(rows, name, layer_offset(chunk), placement.expert_offset(config.num_experts))
+                group = placement.replica_group(mapping).ranks
+                cuts = [piece(mapping, part, group.rank(), group.size()) for part in range(len(names))]
+                if mapping.sharding is Sharding.VOCAB:
                     expected = (padded_vocab_size(config.vocab_size, tp) // tp, config.hidden_size)
                 else:
                     shapes = [[stop - start for start, stop in cut] for cut in cuts]
                     parts = [torch.empty(shape, device="meta") for shape in shapes]
-                    expected = tuple(merge(parts, row.layout, config.head_dim).shape)
+                    expected = tuple(merge(parts, mapping.sharding, config.head_dim).shape)
                 assert tuple(parameter.shape) == expected, name
                 for hf_name, cut in zip(names, cuts, strict=True):
                     found = pieces.setdefault(hf_name, {})

@@ -3,7 +3,7 @@ r"""Answers with the verdict that a mathematician would give: (given in the box,
 `WHOLE` holds complete responses instead of a box's content. The reason for a surprising verdict stands beside the case.
 """
 
-C, W, N, T = "correct", "wrong", "no_answer", "timeout"
+C, W, N, T, U = "correct", "wrong", "no_answer", "timeout", "undecided"
 
 BOXED = [
     # integers and their spellings
@@ -36,7 +36,7 @@ BOXED = [
     ("42", r"so it is $\boxed{42}$.", C),
     ("x=42", "42", C),
     ("42", "x = 42", C),
-    ("y=42", "x=42", W),
+    ("y=42", "x=42", U),  # the response may have chosen its own name
     (r"\text{42}", "42", C),
     (r"\mathbf{42}", "42", C),
     ("123456789012345678901234567890", "123456789012345678901234567890", C),
@@ -64,7 +64,7 @@ BOXED = [
     ("11/2", "1.5", W),
     (r"2\frac{1}{3}", r"\frac{7}{3}", C),
     ("½", "0.5", C),
-    ("7/0", "7", W),
+    ("7/0", "7", U),
     ("5/2", "5:2", C),  # a ratio
     (r"\frac{\sqrt{3}}{2}", r"\frac{\sqrt{3}}{2}", C),
     (r"\frac{\frac{1}{2}}{3}", r"\frac{1}{6}", C),
@@ -93,7 +93,7 @@ BOXED = [
     # roots, powers, algebra
     (r"2\sqrt{3}", r"\sqrt{12}", C),
     (r"2\sqrt3", r"2\sqrt{3}", C),
-    (r"\sqrt{2}", "1.41", W),
+    (r"\sqrt{2}", "1.41", U),  # the known answer may be rounded
     (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}", C),
     ("√2", r"\sqrt{2}", C),
     ("10^6", "1000000", C),
@@ -128,7 +128,7 @@ BOXED = [
     (r"\{1,2\}", r"\left\{1,2\right\}", C),
     ("1,2,3", "3,2,1", C),
     ("1, 2, 3", "1,2,3", C),
-    ("8,8", "8", W),
+    ("8,8", "8", U),  # a double root
     ("8,63", "8,63", C),
     ("8,64", "8,63", W),
     ("8,63,5", "8,63", W),
@@ -140,7 +140,7 @@ BOXED = [
     (r"(\frac{1}{2},3)", "(0.5,3)", C),
     ("2,1", "(2,1)", C),
     ("1,2", "(2,1)", W),
-    ("(2,1)", "1,2", W),
+    ("(2,1)", "1,2", U),  # a list in parentheses
     ("(1,2,3)", "(1,2)", W),
     ("(1,2]", "(1,2]", C),
     ("(1,2]", "(1,2)", W),
@@ -172,7 +172,7 @@ BOXED = [
     (r"\text{no solution}", "no solution", C),
     ("2", "no solution", W),
     (r"\text{Monday}", "Tuesday", W),
-    ("east", "seat", W),  # as products of letters they would be equal
+    ("east", "seat", U),  # as products of letters they would be equal
     (r"\textbf{(C)}", "C", C),
     # hostile: bounded, and never right by accident
     ("9^{9^{9^9}}", "9", T),
@@ -180,13 +180,13 @@ BOXED = [
     ("100000000!", "5", T),
     ("10^{10^{10}}", "7", T),
     ("((20!)!)!", "1", T),
-    ("1" * 5_000, "1", W),
+    ("1" * 5_000, "1", U),
     ("{" * 2_000 + "5" + "}" * 2_000, "5", C),
-    (r"\frac{1}{" * 300 + "2" + "}" * 300, "3", W),
-    ("(" * 1_500 + "1" + ")" * 1_500, "3", W),
+    (r"\frac{1}{" * 300 + "2" + "}" * 300, "3", U),
+    ("(" * 1_500 + "1" + ")" * 1_500, "3", U),
     ("+".join("1" * 900), "900", C),
-    ("\\\\" * 900, "5", W),
-    ("a" * 100_000, "5", W),
+    ("\\\\" * 900, "5", U),
+    ("a" * 100_000, "5", U),
 ]
 
 WHOLE = [
@@ -196,7 +196,7 @@ WHOLE = [
     (r"\fbox{7}", "7", None, C, "same_text"),
     (r"\boxed {7}", "7", None, C, "same_text"),
     (r"\boxed{\boxed{7}}", "7", None, C, "same_text"),
-    (r"\boxed{\{1,2\}}", r"\{2,1\}", None, C, "same_list"),
+    (r"\boxed{\{1,2\}}", r"\{2,1\}", None, C, "same_mathematics"),
     (r"It is \boxed{204", "204", None, N, "unclosed_box"),
     (r"It is \boxed{204", "204", "length", N, "cut_off"),
     (r"\boxed{3} and later \boxed{204", "3", None, C, "same_text"),

@@ -8,7 +8,7 @@ from spot_megatron.files import write_rows
 from tests.tools.pairs.support import ASSETS, an_error, run
 from tools.pairs.filter import Keep
 from tools.pairs.measures import Measures
-from tools.pairs.report import CONTEXT_WORDS, ReportData, histogram, word_diff
+from tools.pairs.report import CONTEXT_WORDS, ReportData, distributions, word_diff
 
 RIGHT = r"here 4*2=8. then 7*9=63. the answer is \boxed{8,63}."
 ELICIT = {"stage": "elicit", "question_rows": 120, "questions": 100, "questions_dropped": {"duplicate": 20}}
@@ -28,7 +28,7 @@ RECTIFY |= {"http_calls": 77, "prompt_tokens": 3000, "completion_tokens": 4000, 
 class Page(html.parser.HTMLParser):
     """Checks that tags nest, and collects text and attributes."""
 
-    VOID = ("meta", "rect", "line")
+    VOID = ("meta",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,10 +61,8 @@ def make_page(folder, table, upstream=True) -> str:
 
 def test_the_page_shows_the_whole_way_and_needs_no_network(tmp_path):
     hostile = "<script>alert(1)</script> & <b>"
-    table = [
-        an_error("q0", corrected=RIGHT, pass_rate=0.25),
-        an_error("q<1>", corrected=RIGHT, question=hostile, prompt=hostile),
-    ]
+    table = [an_error("q0", corrected=RIGHT, pass_rate=0.25)]
+    table.append(an_error("q<1>", corrected=RIGHT, question=hostile, prompt=hostile))
     source = make_page(tmp_path, [*table, an_error("q2", corrected="none")])
     page = Page()
     page.feed(source)
@@ -84,13 +82,14 @@ def test_the_page_shows_the_whole_way_and_needs_no_network(tmp_path):
         assert shown in text, shown
     assert hostile in " ".join(page.text)
     assert "lost · change ratio" in text
-    assert "1 values in numbers" not in text and "2 values in numbers" in text
     assert page.tags.count("main") == 1
     assert source.count("<th>") == 0
-    assert "script" not in page.tags
-    assert not re.search(r"(?:src|href)\s*=|url\(|https?://|@import", source)
+    assert page.tags.count("script") == 3  # BokehJS, its log level, and what draws the charts
+    assert "default-src 'none'" in source
+    markup = re.sub(r"<script>.*?</script>", "", source, flags=re.DOTALL)
+    assert not re.search(r"(?:src|href)\s*=|url\(|https?://|@import", markup)
     assert 'name="viewport"' in source
-    assert page.tags.count("svg") == 6
+    assert source.count('class="plot"') == 6 + 6  # stages and distributions
     assert page.tags.count("del") == 4
 
 
@@ -117,12 +116,13 @@ def test_word_diff_of_equal_and_of_unrelated_texts():
     assert word_diff("", "x") == {"rejected": "", "chosen": "<ins>x</ins>"}
 
 
-def test_histograms_hold_every_value():
-    chart = histogram([0.0, 0.5, 0.999, 1.0], 0.0, 1.0, "t", 0.6)
-    assert sum(count for _, _, count in chart["bars"]) == 4
-    assert chart["mark"] == 60
-    assert histogram([], 0, None, "t")["quantiles"] == ""
-    assert sum(count for _, _, count in histogram([0, 0], 0, None, "t")["bars"]) == 2
+def test_distributions_hold_every_pair():
+    data = ReportData(0.6, measured=[Measures(n, 100, 90, 100 - 10 * n, 5) for n in range(1, 11)])
+    charts = {chart.title: chart for chart in distributions(data, data.measured[:4])}
+    for title, count in (("Change ratio R", 10), ("Edited tokens", 4), ("Prompt tokens", 4)):
+        assert sum(int(row[1]) for row in charts[title].rows) == count
+    assert charts["Change ratio R"].keys[-1].value == "0.6"
+    assert all(chart.figure is None for chart in distributions(ReportData(0.6), []))
 
 
 def test_samples_are_drawn_evenly():

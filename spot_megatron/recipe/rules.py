@@ -1,0 +1,61 @@
+"""Combinations of recipe keys that cannot work together. The model's own limits are checked in parallel/split.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spot_megatron.errors import RecipeError
+from spot_megatron.recipe.schema import Recipe
+
+
+def check_combinations(recipe: Recipe, path: Path) -> None:
+    """Raises RecipeError with every violated rule; `path` is the recipe's file, for the message."""
+    broken = [message for message, is_broken in _rules(recipe).items() if is_broken]
+    if broken:
+        raise RecipeError(f"{path}: " + "; ".join(broken))
+
+
+def _rules(recipe: Recipe) -> dict[str, bool]:
+    """Message -> whether the recipe violates the rule."""
+    parallel, objective, optim, precision, memory = (
+        recipe.parallel, recipe.objective, recipe.optim, recipe.precision, recipe.memory
+    )  # fmt: skip
+    shift = objective.shift
+    return {
+        "parallel.sequence=true requires parallel.tensor of 2 or more": parallel.sequence and parallel.tensor == 1,
+        "parallel.virtual_pipeline requires parallel.pipeline of 2 or more": (
+            parallel.virtual_pipeline is not None and parallel.pipeline == 1
+        ),
+        f"objective.shift.kind={shift.kind} applies only to objective.name=spot_bco; with {objective.name} set it to "
+        "none": shift.kind != "none" and objective.name != "spot_bco",
+        "objective.shift.decay applies only to objective.shift.kind=ema": (
+            shift.kind != "ema" and "decay" in shift.model_fields_set and shift.decay != 0.9
+        ),
+        "objective.shift.kind=cumulative_inclusive requires parallel.pipeline=1": (
+            shift.kind == "cumulative_inclusive" and parallel.pipeline > 1
+        ),
+        "optim.min_lr must not exceed optim.lr": optim.min_lr > optim.lr,
+        "optim.min_lr requires optim.schedule=linear or cosine": optim.schedule == "constant" and optim.min_lr > 0,
+        "optim.betas must be in [0, 1)": not all(0 <= beta < 1 for beta in optim.betas),
+        f"precision.fp8={precision.fp8} requires precision.dtype=bf16": (
+            precision.fp8 != "none" and precision.dtype != "bf16"
+        ),
+        "precision.grad_dtype=bf16 requires precision.dtype=bf16": (
+            precision.grad_dtype == "bf16" and precision.dtype == "fp32"
+        ),
+        "memory.recompute_above_tokens requires memory.recompute=none": (
+            memory.recompute_above_tokens is not None and memory.recompute != "none"
+        ),
+        "memory.recompute_above_tokens must be below data.tokens_per_microbatch; remove it to disable recomputation": (
+            (memory.recompute_above_tokens or 0) >= recipe.data.tokens_per_microbatch
+        ),
+        "memory.master_weights=remainders and memory.moments=bf16 require precision.dtype=bf16": (
+            precision.dtype == "fp32" and recipe.has_compact_states
+        ),
+        f"precision.fp8={precision.fp8} requires memory.master_weights=fp32 and memory.moments=fp32 (Megatron-Core)": (
+            precision.fp8 != "none" and recipe.has_compact_states
+        ),
+        "evaluation.questions requires export.hf=true": (
+            recipe.evaluation.questions is not None and not recipe.export.hf
+        ),
+    }

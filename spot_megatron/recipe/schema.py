@@ -1,0 +1,265 @@
+"""The schema of a recipe: keys, types, limits, defaults and descriptions. Combinations are checked in rules.py.
+
+Descriptions are printed by `make recipe-help` and are the text of the recipe reference in docs/. Limits (ge, gt, lt)
+are printed from the field itself, so a description does not repeat them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The policy; its initial weights are also the reference."""
+
+    hf: str = Field(description="Folder with config.json and safetensors files, or a Hugging Face hub id.")
+    attention: Literal["auto", "flash3", "flash2", "engine", "torch", "flex", "sdpa"] = Field(
+        "auto",
+        description="Attention kernel on CUDA. auto takes the first of flash3, flash2, torch, flex, sdpa that is "
+        "installed; engine is Transformer Engine's. On CPU it must be auto.",
+    )
+
+
+class Data(Section):
+    """Preference pairs and how they are packed into micro-batches."""
+
+    pairs: str | list[str] | dict[str, Annotated[float, Field(gt=0)]] = Field(
+        description="Pair file, list of pair files, or {file: weight}, relative to the current folder. An epoch holds "
+        "weight x the pairs of a file: 2 shows each pair twice, 0.5 half of them, the other half in the next epoch."
+    )
+    format: Literal["auto", "spot", "trl", "visual_ai_spot", "token_ids"] = Field(
+        "auto", description="Format of the pair files. auto detects it from the keys of the first line."
+    )
+    max_tokens: int = Field(
+        8192,
+        ge=2,
+        description="Limit in tokens of a pair's prompt plus its longer response; longer pairs are dropped, counted.",
+    )
+    enable_thinking: bool = Field(False, description="Passed to the chat template that renders the prompt.")
+    order: Literal["shuffled", "file"] = Field(
+        "shuffled", description="shuffled draws a new permutation every epoch; file keeps the order of the files."
+    )
+    layout: Literal["shared", "separate"] = Field(
+        "shared",
+        description="shared computes the prompt and the responses' common prefix once a pair; separate computes two "
+        "full sequences. Loss and gradients are equal.",
+    )
+    tokens_per_microbatch: int = Field(
+        8192, ge=1, description="Token budget of one packed micro-batch on one data-parallel rank, without padding."
+    )
+    pairs_per_microbatch: int | None = Field(
+        None, ge=1, description="Upper bound on the pairs of a micro-batch, besides the token budget. null: no bound."
+    )
+
+
+class Shift(Section):
+    """The reward shift delta of spot_bco."""
+
+    kind: Literal["none", "ema", "cumulative", "cumulative_inclusive"] = Field(
+        "ema",
+        description="Average over steps of (mean chosen + mean rejected reward) / 2: none (delta is 0), ema, "
+        "cumulative (all earlier steps), or cumulative_inclusive (all micro-batches so far, the current one included, "
+        "as in TRL 0.20's bco_pair).",
+    )
+    decay: float = Field(0.9, ge=0, lt=1, description="Weight of the old delta in each update. Only for kind ema.")
+
+
+class Objective(Section):
+    """The loss."""
+
+    name: Literal["spot_bce", "spot_bco", "dpo", "reward_sft", "sft", "dft"] = Field(
+        "spot_bco", description="The loss function; its formula is in objective/losses.py."
+    )
+    beta: float = Field(
+        0.1, gt=0, description="Scale of the implicit reward, beta * (policy - reference log-probability in nats)."
+    )
+    shift: Shift = Shift()
+
+
+class Train(Section):
+    """Length of the run."""
+
+    batch_pairs: int = Field(32, ge=1, description="Pairs in a global batch, that is, in one optimizer step.")
+    epochs: int = Field(2, ge=1, description="Passes over the pairs.")
+    max_steps: int | None = Field(
+        None, ge=1, description="Ends the run after this many optimizer steps. null: after the last epoch."
+    )
+    log_every_steps: int = Field(
+        1, ge=1, description="Steps between progress lines. metrics.jsonl always holds every step."
+    )
+
+
+class Optim(Section):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(1e-6, gt=0, description="Peak learning rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="Learning rate after the warm-up: constant, or falling to min_lr at the last step."
+    )
+    warmup_fraction: float = Field(
+        0.05, ge=0, lt=1, description="Share of all steps over which the learning rate rises linearly to its peak."
+    )
+    min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of a linear or cosine schedule.")
+    betas: list[float] = Field(
+        [0.9, 0.95], min_length=2, max_length=2, description="Decay rates of AdamW's two moments, each in [0, 1)."
+    )
+    eps: float = Field(1e-8, gt=0, description="Added to the denominator of AdamW's update.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Decoupled weight decay of matrices; norms and biases are not decayed."
+    )
+    clip_grad_norm: float = Field(
+        1.0, ge=0, description="Gradients are scaled down to at most this global L2 norm. 0 disables clipping."
+    )
+
+
+class Parallel(Section):
+    """How the model and a micro-batch are split over ranks. The data-parallel size is what is left of the world."""
+
+    tensor: int = Field(1, ge=1, description="Tensor-parallel size: ranks that split every matrix.")
+    sequence: bool = Field(
+        False, description="Also splits the activations between matrices by tokens over the tensor ranks."
+    )
+    pipeline: int = Field(1, ge=1, description="Pipeline-parallel size: stages of consecutive layers.")
+    virtual_pipeline: int | None = Field(
+        None, ge=2, description="Chunks of layers a pipeline stage (interleaved schedule). null: one."
+    )
+    context: int = Field(1, ge=1, description="Context-parallel size: ranks that split the tokens of a micro-batch.")
+    expert: int = Field(1, ge=1, description="Expert-parallel size: ranks that split the experts of a layer.")
+    expert_tensor: int = Field(1, ge=1, description="Tensor-parallel size inside an expert.")
+    timeout_minutes: float = Field(
+        30, gt=0, description="Minutes after which a waiting collective is aborted and the run ends; see heartbeat/."
+    )
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that hold one replica of the model."""
+        return self.tensor * self.pipeline * self.context
+
+
+class Precision(Section):
+    """Number formats of weights, matrix products and gradients."""
+
+    dtype: Literal["fp32", "bf16"] = Field("bf16", description="Type of the weights and activations of the model.")
+    fp8: Literal["none", "tensorwise", "blockwise"] = Field(
+        "none",
+        description="FP8 matrix products (Hopper and newer, Transformer Engine): one scale a tensor, or one a block of "
+        "128 values.",
+    )
+    grad_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Type in which gradients are accumulated and reduced; bf16 saves 2 bytes a parameter."
+    )
+
+
+class Memory(Section):
+    """Memory of activations and optimizer states."""
+
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none",
+        description="Activations computed again in the backward pass: none, selective (attention), or full (layers).",
+    )
+    recompute_above_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="With recompute none: a micro-batch of several pairs stays within this many tokens and keeps its "
+        "activations; a longer pair is alone in its micro-batch and is recomputed in full. null: no recomputation.",
+    )
+    master_weights: Literal["fp32", "remainders"] = Field(
+        "fp32",
+        description="Optimizer's copy of bf16 weights: fp32 (4 bytes a parameter), or remainders (the low 16 bits of "
+        "fp32 beside the bf16 weight, 2 bytes).",
+    )
+    moments: Literal["fp32", "bf16"] = Field("fp32", description="Type of AdamW's two moments.")
+
+
+class Checkpoint(Section):
+    """Checkpoints of the run, in output/checkpoints."""
+
+    every_steps: int = Field(
+        50, ge=1, description="Steps between checkpoints; the last step and a stop by a signal are saved too."
+    )
+    keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="auto resumes from the newest checkpoint in output; never renames an earlier run's folder."
+    )
+
+
+class Logging(Section):
+    """Loggers besides metrics.jsonl and report.html."""
+
+    tensorboard: bool = Field(True, description="Writes TensorBoard events to output/tensorboard.")
+    wandb: bool = Field(False, description="Logs to Weights & Biases; needs the wandb package.")
+
+
+class Export(Section):
+    """The result as a Hugging Face folder, in output/hf."""
+
+    hf: bool = Field(True, description="Exports the trained model after the last step.")
+    shard_gb: float = Field(5.0, gt=0, description="Upper bound on the size of a safetensors file, in 10^9 bytes.")
+
+
+class Evaluation(Section):
+    """Questions for the base and the exported model after `make train`; the other keys are tools.eval's options."""
+
+    questions: str | None = Field(
+        None, description='JSONL of {"question", "answer", "skill"}. null: no evaluation after training.'
+    )
+    samples: int = Field(1, ge=1, description="Responses sampled for each question.")
+    temperature: float = Field(0.7, ge=0, description="Sampling temperature. 0: greedy decoding.")
+    top_p: float = Field(0.8, gt=0, le=1, description="Nucleus sampling: share of the probability mass that is kept.")
+    top_k: int = Field(20, ge=0, description="Number of most likely tokens that are kept. 0: no limit.")
+    max_new_tokens: int = Field(
+        128, ge=1, description="Limit of a response in tokens. A response cut there is graded as it is."
+    )
+    batch_size: int = Field(128, ge=1, description="Responses generated at once.")
+
+
+class Recipe(Section):
+    """One training run. In a file, `extends` may name another recipe, whose values apply where this one has none."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="Name of the run, in logs and reports.")
+    output: str = Field(description="Run folder, relative to the current folder.")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto uses CUDA where a GPU is visible.")
+    seed: int = Field(1234, ge=0, description="Seed of the order of the pairs and of each step's random state.")
+    deterministic: bool = Field(
+        False, description="Deterministic kernels only: repeated runs on one machine give equal bits. Slower."
+    )
+    model: Model
+    data: Data
+    objective: Objective = Objective()
+    train: Train = Train()
+    optim: Optim = Optim()
+    parallel: Parallel = Parallel()
+    precision: Precision = Precision()
+    memory: Memory = Memory()
+    checkpoint: Checkpoint = Checkpoint()
+    logging: Logging = Logging()
+    export: Export = Export()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def pair_files(self) -> list[Path]:
+        return [Path(file) for file in ([self.data.pairs] if isinstance(self.data.pairs, str) else self.data.pairs)]
+
+    @property
+    def pair_weights(self) -> dict[Path, float]:
+        """Weights of the pair files that have one."""
+        pairs = self.data.pairs
+        return {Path(file): weight for file, weight in pairs.items()} if isinstance(pairs, dict) else {}
+
+    @property
+    def has_compact_states(self) -> bool:
+        """The optimizer keeps less than fp32 master weights and moments."""
+        return self.memory.master_weights != "fp32" or self.memory.moments != "fp32"
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML; loading it gives the same recipe."""
+        data: dict[str, Any] = self.model_dump(mode="json")
+        return yaml.safe_dump(data, sort_keys=False)

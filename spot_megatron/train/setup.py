@@ -1,0 +1,112 @@
+"""Everything that a run needs before its model is built: the data, its batches, and the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from spot_megatron.data.dataset import PreferencePairDataset
+from spot_megatron.data.pack import Pack
+from spot_megatron.data.records import TokenPair, read_pairs
+from spot_megatron.data.sampler import BatchSampler, Bins
+from spot_megatron.data.template import TokenizedPairs, check_vocabulary, load_tokenizer, tokenize_pairs
+from spot_megatron.errors import PairError, RecipeError
+from spot_megatron.files import write_json
+from spot_megatron.hf.config import HFModelConfig, read_hf_config
+from spot_megatron.hf.folder import HFFolder
+from spot_megatron.hf.hub import resolve_model
+from spot_megatron.model.config import transformer_config
+from spot_megatron.parallel.device import make_deterministic
+from spot_megatron.parallel.groups import Topology
+from spot_megatron.recipe import Recipe
+from spot_megatron.train import checkpoint
+from spot_megatron.train.batches import training_batches
+from spot_megatron.train.checkpoint import Checkpoints
+from spot_megatron.train.heartbeat import Heartbeat
+from spot_megatron.train.packing import pack_multiple
+from spot_megatron.train.run_folder import first_date, from_main, prepare_folder, say
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run's inputs, equal on every rank but for `topology` and `heartbeat`."""
+
+    recipe: Recipe
+    topology: Topology
+    folder: Path
+    hf: HFModelConfig
+    weights: HFFolder
+    weights_digest: str
+    dataset: PreferencePairDataset
+    sampler: BatchSampler
+    checkpoints: Checkpoints
+    heartbeat: Heartbeat
+
+    def packs(self, step: int) -> list[Pack]:
+        """This rank's micro-batches of a step."""
+        return self.lay_out(self.sampler.plan(step))
+
+    def lay_out(self, plan: Sequence[Bins]) -> list[Pack]:
+        """This rank's packs of `plan`: by data-parallel rank, by micro-batch, the indices of pairs."""
+        pairs_of_packs, multiple_of = plan[self.topology.data_rank], pack_multiple(self.recipe)
+        return [self.dataset.pack(pairs, self.recipe.data.layout, multiple_of) for pairs in pairs_of_packs]
+
+    def seed(self, step: int) -> int:
+        """The random state of a step, a function of the recipe's seed and the step alone."""
+        return int.from_bytes(hashlib.sha256(f"{self.recipe.seed}:{step}".encode()).digest()[:7], "big")
+
+
+def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
+    """Reads the data and prepares the run folder. Collective.
+
+    Raises:
+        UserError: recipe, model folder, pairs or the run to be resumed cannot be used.
+    """
+    if recipe.deterministic:
+        make_deterministic(topology.device)
+    hf_folder = resolve_model(recipe.model.hf)
+    hf = read_hf_config(hf_folder)
+    transformer_config(hf, recipe, topology.device.type)  # raises for a split that does not fit, before data is read
+    weights = HFFolder(hf_folder)
+    output = Path(recipe.output)
+    saved = checkpoint.newest(output / "checkpoints") if recipe.checkpoint.resume == "auto" else None
+    state = checkpoint.read_state(saved) if saved else {}
+    started: datetime = from_main(lambda: first_date(output, state, recipe.checkpoint.resume), topology)
+    tokenized = read_data(recipe, hf_folder, hf, topology, started)
+    dataset = PreferencePairDataset.build(tokenized, seed=recipe.seed, max_tokens=recipe.data.max_tokens, pad_id=0)
+    sampler = training_batches(recipe, dataset, hf, topology)
+    digest: str = from_main(weights.digest, topology)
+    identity = checkpoint.identity(recipe, dataset.fingerprint(), digest, len(dataset), sampler.num_steps)
+    if saved:  # another run is refused before any of its files is overwritten
+        for name in checkpoint.check_identity(saved, state, identity):
+            say(topology, f"WARNING: {saved} was written by an earlier version without a {name}, so it is not compared")
+    folder = prepare_folder(recipe, topology, started)
+    if topology.is_main:
+        write_json(folder / "dropped.json", tokenized.dropped)
+    checkpoints = Checkpoints(folder / "checkpoints", identity, started, hf_folder, recipe.checkpoint.keep)
+    return Setup(recipe, topology, folder, hf, weights, digest, dataset, sampler, checkpoints, heartbeat)
+
+
+def read_data(
+    recipe: Recipe, hf_folder: Path, hf: HFModelConfig, topology: Topology, started: datetime
+) -> TokenizedPairs:
+    """Pair files -> tokens. Prints how many pairs were dropped and why; the run's dropped.json lists them.
+
+    Chat templates that read the clock get `started`, so that a resumed run has the same prompts.
+    """
+    data = recipe.data
+    records = read_pairs(recipe.pair_files, data.format)
+    has_text = any(not isinstance(record, TokenPair) for record in records)
+    if data.enable_thinking and not has_text:
+        raise RecipeError("data.enable_thinking=true: these pairs are token ids already, so no template reads it")
+    tokenizer = load_tokenizer(hf_folder) if has_text else None
+    tokenized = tokenize_pairs(records, tokenizer, data.max_tokens, data.enable_thinking, started)
+    for reason, ids in tokenized.dropped.items():
+        say(topology, f"dropped {len(ids)} of {len(records)} pairs: {reason} (first: {ids[0]})")
+    if not tokenized.pairs:
+        raise PairError(f"{recipe.data.pairs}: no pair is left to train on; see the reasons above")
+    check_vocabulary(tokenized.pairs, hf.vocab_size, f"vocab_size of {hf_folder}/config.json")
+    return tokenized

@@ -1,0 +1,313 @@
+r"""The grader on a table of answer forms, and on other spellings of exact answers. About 20 s of CPU.
+
+`data/grading_table.tsv` was written from mathematics, not from what the code returns: verdict, known answer, response.
+"""
+
+import random
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tools.pairs.grade import Grader
+
+VERDICTS = {
+    "C": {"correct"},
+    "W": {"wrong"},
+    "N": {"no_answer"},
+    "CU": {"correct", "undecided"},  # right, though it need not be provable
+    "WU": {"wrong", "undecided"},
+}
+TABLE = Path(__file__).parent / "data" / "grading_table.tsv"
+SETTINGS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def table() -> list[tuple[str, str, str]]:
+    """(verdict's code, known answer, response) of every row; a response without a box is a box's content."""
+    lines = [line.split("\t") for line in TABLE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return [
+        (code, gold, response if "boxed" in response or code == "N" else rf"So the result is $\boxed{{{response}}}$.")
+        for code, gold, response in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def grader():
+    grader = Grader()
+    yield grader
+    grader.close()
+
+
+def test_the_table(grader):
+    rows = table()
+    assert len(rows) >= 400
+    wrong = []
+    for code, gold, response in rows:
+        verdict = grader.grade(response, gold)
+        if verdict.verdict not in VERDICTS[code] or verdict.reason == "parser_failed":
+            wrong.append(f"{code}: {gold} | {response} | {verdict}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("code", "most"), [("CU", 0.8), ("WU", 0.9)])
+def test_undecided_is_not_the_answer_to_everything(grader, code, most):
+    rows = [(gold, response) for kind, gold, response in table() if kind == code]
+    undecided = sum(grader.grade(response, gold).verdict == "undecided" for gold, response in rows)
+    assert undecided <= most * len(rows)
+
+
+# ---- other spellings of one value
+
+WRAPPINGS = (
+    "{}",
+    "${}$",
+    r"\({}\)",
+    "{{{}}}",
+    "{}.",
+    "x = {}",
+    r"x={}\\",
+    r"\mathbf{{{}}}",
+    r"\boldsymbol{{{}}}",
+    r"\color{{red}}{{{}}}",
+    r"\displaystyle {}",
+    r"\text{{The answer is }} {}",
+    r"\;{}\;",
+    r"{}\text{{ units}}",
+    r"\boxed{{{}}}",
+    "({})",
+    r"\left({}\right)",
+    r"\{{{}\}}",
+)
+
+
+def integer_spellings(value: int) -> list[str]:
+    sign, size = ("-" if value < 0 else ""), abs(value)
+    grouped = f"{size:,}"
+    return [
+        f"{sign}{size}",
+        f"{sign}{size}.0",
+        f"{sign}{grouped}",
+        sign + grouped.replace(",", "{,}"),
+        sign + grouped.replace(",", r"\,"),
+        sign + grouped.replace(",", r",\!"),
+        sign + grouped.replace(",", " "),
+        rf"{sign}\frac{{{2 * size}}}{{2}}",
+        f"{sign}{3 * size}/3",
+        f"{sign}{size}e0",
+        rf"{sign}{size}\times 10^{{0}}",
+        ("−" if value < 0 else "") + str(size),
+        (r"\text{-}" if value < 0 else "") + str(size),
+        rf"{sign}\sqrt{{{size * size}}}",
+        f"{value + 7} - 7",
+        rf"{sign}{size} \cdot 1",
+    ]
+
+
+def fraction_spellings(value: Fraction) -> list[str]:
+    sign, top, bottom = ("-" if value < 0 else ""), abs(value.numerator), value.denominator
+    return [
+        rf"{sign}\frac{{{top}}}{{{bottom}}}",
+        rf"{sign}\dfrac{{{top}}}{{{bottom}}}",
+        rf"{sign}\tfrac{{{top}}}{{{bottom}}}",
+        rf"\frac{{{sign}{top}}}{{{bottom}}}",
+        f"{sign}{top}/{bottom}",
+        f"{sign}{top} / {bottom}",
+        f"{sign}({top})/({bottom})",
+        rf"{sign}\frac{{{3 * top}}}{{{3 * bottom}}}",
+        rf"{sign}{top} \cdot \frac{{1}}{{{bottom}}}",
+        rf"{sign}\frac{{1}}{{{bottom}}} \cdot {top}",
+        rf"{sign}{top}\div {bottom}",
+        rf"{sign}{top} \cdot {bottom}^{{-1}}",
+        rf"\frac{{{value.numerator + bottom}}}{{{bottom}}} - 1",
+        rf"{sign}\frac{{\sqrt{{{top * top}}}}}{{{bottom}}}",
+        rf"{sign}{top}⁄{bottom}",
+    ]
+
+
+def radical_spellings(a: int, b: int) -> list[str]:
+    r"""a\sqrt{b}."""
+    return [
+        rf"{a}\sqrt{{{b}}}",
+        rf"{a} \sqrt {{{b}}}",
+        rf"\sqrt{{{a * a * b}}}",
+        rf"{a}\cdot\sqrt{{{b}}}",
+        rf"{a} \times \sqrt{{{b}}}",
+        rf"\sqrt{{{b}}}\cdot {a}",
+        f"{a}sqrt({b})",
+        f"{a}*sqrt({b})" if a != 1 else f"sqrt({b})",
+        rf"{a}\cdot {b}^{{1/2}}",
+        rf"{a}\cdot {b}^{{\frac{{1}}{{2}}}}",
+        rf"\frac{{{a * b}}}{{\sqrt{{{b}}}}}",
+        rf"\frac{{{2 * a}\sqrt{{{b}}}}}{{2}}",
+        rf"{a}√{b}" if b < 10 else rf"{a}\sqrt{{{b}}}",
+        rf"{2 * a}\sqrt{{{b}}} - {a}\sqrt{{{b}}}",
+        rf"\frac{{{a}\sqrt{{{b}}}}}{{1}}",
+    ]
+
+
+def boxed(content: str) -> str:
+    return rf"Therefore \boxed{{{content}}}"
+
+
+def all_correct(grader: Grader, golds: list[str], spellings: list[str]) -> None:
+    assert len(spellings) >= 15
+    for gold in golds:
+        for spelling in spellings:
+            verdict = grader.grade(boxed(spelling), gold)
+            assert verdict.verdict == "correct", (gold, spelling, verdict)
+
+
+def none_correct(grader: Grader, gold: str, spellings: list[str]) -> None:
+    for spelling in spellings:
+        verdict = grader.grade(boxed(spelling), gold)
+        assert verdict.verdict != "correct", (gold, spelling, verdict)
+
+
+@SETTINGS
+@given(value=st.integers(-(10**7), 10**7))
+def test_integers(grader, value):
+    spellings = integer_spellings(value)
+    all_correct(grader, [str(value)], spellings)
+    all_correct(grader, [str(value)], [wrapping.format(value) for wrapping in WRAPPINGS])
+    none_correct(grader, str(value + 1), spellings)
+    none_correct(grader, str(value * 10 or 1), spellings)
+    none_correct(grader, str(-value or 1), spellings)
+
+
+@SETTINGS
+@given(value=st.fractions(-50, 50, max_denominator=60).filter(lambda value: value.denominator > 1))
+def test_fractions(grader, value):
+    spellings = fraction_spellings(value)
+    all_correct(grader, [spellings[0], spellings[4]], spellings)
+    all_correct(grader, [spellings[0]], [wrapping.format(spellings[0]) for wrapping in WRAPPINGS])
+    for other in (value + Fraction(1, value.denominator), -value, 1 / value if abs(value) != 1 else value + 1):
+        none_correct(grader, fraction_spellings(other)[0], spellings)
+
+
+@settings(SETTINGS, max_examples=8)
+@given(a=st.integers(2, 30), b=st.sampled_from([2, 3, 5, 6, 7, 10, 11, 13]))
+def test_radicals(grader, a, b):
+    spellings = radical_spellings(a, b)
+    all_correct(grader, [spellings[0]], spellings)
+    none_correct(grader, rf"{a + 1}\sqrt{{{b}}}", spellings)
+    none_correct(grader, rf"{a}\sqrt{{{b + 15}}}", spellings)
+
+
+@SETTINGS
+@given(values=st.lists(st.integers(-99, 99), min_size=2, max_size=4, unique=True), seed=st.integers(0, 99))
+def test_lists(grader, values, seed):
+    shuffled = random.Random(seed).sample(values, len(values))
+    texts = [str(value) for value in shuffled]
+    unions = r" \cup ".join(rf"\{{{text}\}}" for text in texts)
+    spellings = [
+        ", ".join(texts),
+        ",".join(texts),
+        "; ".join(texts),
+        r"\{" + ", ".join(texts) + r"\}",
+        r"\left\{" + ",".join(texts) + r"\right\}",
+        r"x \in \{" + ", ".join(texts) + r"\}",
+        ", ".join(f"x = {text}" for text in texts),
+        r" \text{ or } ".join(f"x = {text}" for text in texts),
+        r" \text{ or } ".join(texts),
+        " or ".join(texts),
+        ", ".join(texts[:-1]) + r" \text{ and } " + texts[-1],
+        ", ".join(texts[:-1]) + ", and " + texts[-1],
+        "x = " + ", ".join(texts),
+        ", ".join(f"x_{{{i}}} = {text}" for i, text in enumerate(texts)),
+        r" \quad ".join(texts),
+        unions,
+        "$" + "$, $".join(texts) + "$",
+    ]
+    all_correct(grader, [", ".join(map(str, values))], spellings)
+    all_correct(grader, [", ".join(map(str, values))], [", ".join(rf"{t}.0" for t in texts), *spellings])
+    none_correct(grader, ", ".join(map(str, [*values[:-1], 200])), spellings)
+    none_correct(grader, ", ".join(map(str, values[:-1])), spellings)
+    none_correct(grader, ", ".join(map(str, [*values, 200])), spellings)
+
+
+@SETTINGS
+@given(low=st.integers(-50, 50), width=st.integers(1, 50), left=st.booleans(), right=st.booleans())
+def test_intervals(grader, low, width, left, right):
+    """`left` and `right`: whether the end belongs to the interval."""
+    high = low + width
+    opening, closing = "[" if left else "(", "]" if right else ")"
+    below, above = (r"\le" if left else "<"), (r"\le" if right else "<")
+    more, less = (r"\ge" if left else ">"), (r"\ge" if right else ">")
+    spellings = [
+        f"{opening}{low},{high}{closing}",
+        f"{opening}{low}, {high}{closing}",
+        rf"\left{opening}{low}, {high}\right{closing}",
+        rf"x \in {opening}{low}, {high}{closing}",
+        f"{low} {below} x {above} {high}",
+        f"{high} {less} x {more} {low}",
+        f"{low} {below} t {above} {high}",
+        f"{low}{below.replace(chr(92) + 'le', '≤')}x{above.replace(chr(92) + 'le', '≤')}{high}",
+        f"{low} {below.replace('le', 'leq')} x {above.replace('le', 'leq')} {high}",
+        f"{low} {below.replace(chr(92) + 'le', '<=')} x {above.replace(chr(92) + 'le', '<=')} {high}",
+        rf"x {more} {low} \text{{ and }} x {above} {high}",
+        rf"\{{x \mid {low} {below} x {above} {high}\}}",
+        rf"\{{x : {low} {below} x {above} {high}\}}",
+        f"{opening}{low}.0, {high}.0{closing}",
+        f"${opening}{low}, {high}{closing}$",
+        rf"\text{{The answer is }} {opening}{low}, {high}{closing}",
+    ]
+    all_correct(grader, [spellings[0], spellings[4]], spellings)
+    none_correct(grader, f"{'(' if left else '['}{low},{high}{closing}", spellings)
+    none_correct(grader, f"{opening}{low},{high}{')' if right else ']'}", spellings)
+    none_correct(grader, f"{opening}{low},{high + 1}{closing}", spellings)
+    none_correct(grader, f"{low} {below} x", spellings)
+
+
+@SETTINGS
+@given(mantissa=st.integers(1001, 9999).filter(lambda value: value % 10), exponent=st.integers(-30, 30))
+def test_tiny_and_huge_numbers(grader, mantissa, exponent):
+    text, digits = f"{mantissa / 1000}", str(mantissa)
+    spellings = [
+        rf"{text}\times 10^{{{exponent}}}",
+        rf"{text} \cdot 10^{{{exponent}}}",
+        f"{text}e{exponent}",
+        f"{text}E{exponent}",
+        rf"{digits}\times 10^{{{exponent - 3}}}",
+        rf"{text}×10^{{{exponent}}}",
+        rf"{text} x 10^{{{exponent}}}",
+        rf"{text}*10^{{{exponent}}}",
+        f"{text}×10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")),
+        rf"{text}\times10^{{{exponent}}}\text{{ m}}",
+        rf"{text}\times 10^{{{exponent}}}.",
+        rf"$ {text}\times 10^{{{exponent}}} $",
+        rf"x = {text}\times 10^{{{exponent}}}",
+        rf"\approx {text}\times 10^{{{exponent}}}",
+        rf"\mathbf{{{text}}}\times 10^{{{exponent}}}",
+    ]
+    all_correct(grader, [spellings[0], spellings[2]], spellings)
+    none_correct(grader, rf"{text}\times 10^{{{exponent + 1}}}", spellings)
+    none_correct(grader, rf"{(mantissa + 1) / 1000}\times 10^{{{exponent}}}", spellings)
+    none_correct(grader, "0", spellings)
+
+
+@pytest.mark.parametrize("letter", "ABCD")
+def test_choices(grader, letter):
+    spellings = [
+        letter,
+        f"({letter})",
+        rf"\text{{{letter}}}",
+        rf"\text{{({letter})}}",
+        rf"\textbf{{({letter})}}",
+        rf"\mathbf{{{letter}}}",
+        rf"\mathrm{{{letter}}}",
+        f"{letter}.",
+        f"{letter})",
+        rf"\textbf{{({letter})}}\ 12",
+        rf"\text{{{letter}. }}12",
+        rf"\text{{{letter}) 12 eV}}",
+        rf"\text{{Option {letter}}}",
+        rf"\text{{Answer: {letter}}}",
+        rf"\text{{The answer is {letter}}}",
+        f"${letter}$",
+    ]
+    all_correct(grader, [letter, f"({letter})"], spellings)
+    for other in set("ABCD") - {letter}:
+        for spelling in spellings:
+            assert grader.grade(boxed(spelling), other).verdict == "wrong"
