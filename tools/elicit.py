@@ -1,8 +1,8 @@
 """`python -m tools.elicit`: sample the policy's answers to questions, grade them, set its errors apart.
 
-Writes DIR/responses.jsonl (the journal), correct.jsonl, errors.jsonl, excluded.jsonl, summary.json. Run the same
-command again to continue after any stop. With --shard i/n one process of many does its part; --merge then joins the
-parts.
+Writes DIR/responses.jsonl (the journal), correct.jsonl, errors.jsonl, undecided.jsonl, excluded.jsonl, summary.json.
+Run the same command again to continue after any stop. With --shard i/n one process of many does its part; --merge then
+joins the parts. --regrade --output DIR grades DIR's finished samples again with this version's grader and sends nothing.
 """
 
 import argparse
@@ -20,11 +20,12 @@ from tools.pairs.cli import (
     print_summary,
     run_program,
 )
-from tools.pairs.elicit import OUTPUT_FILES, Elicitation, merge
+from tools.pairs.elicit import JOURNAL, OUTPUT_FILES, Elicitation, merge, read_sampling
 from tools.pairs.grade import Grader
 from tools.pairs.pool import Interrupted, RunFailed
 from tools.pairs.prompts import ELICIT_SUFFIX
 from tools.pairs.questions import read_questions
+from tools.pairs.regrade import questions_on_file, regrade
 from tools.pairs.sampling import Sampling, Shard
 
 NO_ANSWER_REASONS = ("no_box", "empty_box", "unclosed_box", "unfinished_thinking", "cut_off")
@@ -33,7 +34,9 @@ NO_ANSWER_REASONS = ("no_box", "empty_box", "unclosed_box", "unfinished_thinking
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.elicit", description=__doc__)
     parser.add_argument(
-        "--questions", type=Path, required=True, help="JSONL or Parquet: {id, question | prompt, answer}"
+        "--questions",
+        type=Path,
+        help="JSONL or Parquet: {id, question | prompt | problem, answer}; --regrade of a finished run needs none",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder; a folder with records is continued")
     parser.add_argument(
@@ -56,12 +59,15 @@ def arguments() -> argparse.ArgumentParser:
         "--errors-include",
         nargs="*",
         choices=NO_ANSWER_REASONS,
-        default=["no_box", "empty_box"],
-        help="kinds of missing answers that count as errors besides wrong ones",
+        default=[],
+        help="kinds of missing answers that count as errors besides wrong ones (default: none)",
     )
     parser.add_argument("--shard", type=_shard, metavar="I/N", help="do part I of N only, I from 0 to N-1")
     parser.add_argument(
         "--merge", nargs="*", type=Path, metavar="JOURNAL", help="join shards (default: those in --output)"
+    )
+    parser.add_argument(
+        "--regrade", action="store_true", help="grade the finished samples in --output again; nothing is sent"
     )
     parser.add_argument("--grade-workers", type=positive, default=2, help="processes for answers that need algebra")
     add_endpoint_options(parser, concurrency=256)
@@ -77,6 +83,11 @@ def _shard(text: str) -> Shard:
 
 def main() -> None:
     args = arguments().parse_args()
+    if args.regrade:
+        _regrade(args)
+        return
+    if args.questions is None:
+        raise PairError("--questions is missing. Name a JSONL or Parquet file of questions with known answers.")
     found = read_questions(existing_file(args.questions, "question file"), args.english_only)
     if args.limit is not None:
         found.dropped["beyond_limit"] = max(0, len(found.questions) - args.limit)
@@ -106,6 +117,23 @@ def main() -> None:
         print_summary(elicitation.write_outputs(args.errors_include))
         raise
     print_summary(elicitation.write_outputs(args.errors_include))
+
+
+def _regrade(args: argparse.Namespace) -> None:
+    if args.merge is not None or args.shard is not None:
+        raise PairError("--regrade works on a whole folder. Join the shards by --merge first, then grade it again.")
+    if args.questions is None:
+        found, sampling, samples = questions_on_file(args.output)
+    else:
+        found = read_questions(existing_file(args.questions, "question file"), args.english_only)
+        sampling, samples = read_sampling(args.output / JOURNAL), args.samples
+    grader = Grader(args.grade_workers)
+    try:
+        changes = regrade(args.output, grader)
+    finally:
+        grader.close()
+    elicitation = Elicitation(args.output, found, sampling, samples)
+    print_summary({**elicitation.write_outputs(args.errors_include), "changed_verdicts": changes})
 
 
 async def _ask(args: argparse.Namespace, elicitation: Elicitation) -> None:

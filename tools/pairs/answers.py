@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from tools.pairs.grade import CORRECT, NO_ANSWER, TIMEOUT, Grader
+from tools.pairs.grade import CORRECT, NO_ANSWER, TIMEOUT, UNDECIDED, Grader
 from tools.pairs.jsonl import Row
 from tools.pairs.prompts import MARKER_END, MARKER_START
 
@@ -69,7 +69,8 @@ def judge_edit(error: Row, edited: str, grader: Grader) -> Row:
         return rejected("unchanged")
     verdict = grader.grade(edited, error["answer"])
     if verdict.verdict != CORRECT:
-        reason = {NO_ANSWER: "no_answer", TIMEOUT: "grading_timeout"}.get(verdict.verdict, "wrong_answer")
+        reasons = {NO_ANSWER: "no_answer", TIMEOUT: "grading_timeout", UNDECIDED: "undecided"}
+        reason = reasons.get(verdict.verdict, "wrong_answer")
         return {**rejected(reason, verdict.extracted or ""), "corrected": edited}
     leak = find_leak(edited, error["response"], error["question"])
     if leak is not None:

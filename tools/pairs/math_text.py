@@ -81,7 +81,7 @@ class Number:
 def clean(answer: str) -> str:
     """One spelling for what looks the same on paper: ASCII signs; no fonts, colours, delimiters or outer braces."""
     answer = answer if answer.isascii() else _to_ascii(answer)
-    answer = answer.replace(r"\$", "\x01").replace("$", " ").replace("\x01", "$").replace(r"\%", "%")
+    answer = answer.replace(r"\$", "\x01").replace("$", " ").replace("\x01", r"\$").replace(r"\%", "%")
     answer = re.sub(r"\\[()]|(?<!\\)\\[\[\]]", " ", answer).replace("**", " ") if _is_delimited(answer) else answer
     answer = answer.replace("**", " ") if answer.count("**") == 2 and answer.startswith("**") else answer
     answer = re.sub(r"\\\\\s*\[[^\[\]]*\]", r"\\\\", answer)  # row spacing

@@ -64,6 +64,7 @@ _COMPLAINTS = {
     "no_answer": r"the edited solution held no complete \boxed{{...}}",
     "wrong_answer": "the edited solution ended in {extracted}, which is not the right final answer",
     "grading_timeout": "the final answer {extracted} could not be checked; write it in a simpler form",
+    "undecided": "the final answer {extracted} could not be compared; write it in a simpler form",
     "unchanged": "the text was the student's, unchanged",
     "answer_leak": "the text spoke of a correction or of a known answer ({extracted}); let it be the student's own",
 }

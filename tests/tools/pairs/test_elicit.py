@@ -31,7 +31,7 @@ def outcome(folder) -> dict:
     keys = ("id", "response", "verdict", "reason", "extracted", "prompt")
     return {
         name: [{key: row.get(key) for key in keys} for row in rows(folder / f"{name}.jsonl")]
-        for name in ("correct", "errors", "excluded")
+        for name in ("correct", "errors", "undecided", "excluded")
     }
 
 
@@ -109,9 +109,9 @@ def test_failures_and_missing_answers_are_excluded_with_reasons_and_retried(tmp_
     questions = tmp_path / "q.jsonl"
     write_questions(questions, 10)
     with oracle_server("--fixed-answer", "no box here") as url:
-        elicit(url, questions, tmp_path / "out", "--errors-include", "--samples", "1")
+        elicit(url, questions, tmp_path / "out", "--samples", "1")
         assert outcome(tmp_path / "out")["excluded"][0]["reason"] == "no_box"
-        elicit(url, questions, tmp_path / "out")
+        elicit(url, questions, tmp_path / "out", "--errors-include", "no_box")
         assert len(outcome(tmp_path / "out")["errors"]) == 10
     options = ("--max-calls", "2", "--backoff-seconds", "0.01", "--concurrency", "2")
     with oracle_server("--fault-rate", "1", "--faults", "server_error") as url:
@@ -156,7 +156,7 @@ def test_a_server_that_refuses_everything_is_a_failure_that_poisons_nothing(serv
         result = elicit(url, tmp_path / "q.jsonl", tmp_path / "out", check=False)
     assert (result.returncode, "begun with other settings" in result.stderr) == (2, True)
     found = outcome(tmp_path / "out")
-    assert [len(found[name]) for name in ("correct", "errors", "excluded")] == [0, 8, 0]
+    assert [len(found[name]) for name in ("correct", "errors", "excluded")] == [0, 0, 8]
 
 
 def test_one_refused_request_of_many_is_asked_again_and_no_failure(server, tmp_path):
