@@ -2,7 +2,7 @@
 
 Writes DIR/responses.jsonl (the journal), correct.jsonl, errors.jsonl, undecided.jsonl, excluded.jsonl, summary.json.
 Run the same command again to continue after any stop. With --shard i/n one process of many does its part; --merge then
-joins the parts. --regrade --output DIR grades DIR's finished samples again with this version's grader and sends nothing.
+joins the parts. --regrade --output DIR grades DIR's finished samples again with this version's grader; nothing is sent.
 """
 
 import argparse
