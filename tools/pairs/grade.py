@@ -100,6 +100,10 @@ def compare_at_once(gold: str, given: str) -> Outcome | None:
     if numbers[0] is None or numbers[1] is None:
         return None
     outcome = math_text.compare_numbers(numbers[0], numbers[1])
+    if outcome == math_text.DIFFERENT:
+        other = math_text.continental(gold), math_text.continental(given)
+        if any(a and a.value == b.value for a, b in zip(other, (numbers[1], numbers[0]), strict=True)):
+            outcome = math_text.UNKNOWN
     return {
         math_text.EQUAL: (CORRECT, "same_number"),
         math_text.DIFFERENT: (WRONG, "another_number"),
