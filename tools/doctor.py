@@ -1,4 +1,7 @@
-"""`make doctor`: prints what this machine can run. Exit code 0 if it can run the embedded default."""
+"""`make doctor`: prints which recipes this machine can run, and compares Megatron's logits with transformers' once.
+
+Exit code 0 if the embedded default can run and the logits agree.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 WANTED = ("torch", "megatron-core", "transformers", "safetensors", "psutil", "openai", "math-verify")
 OPTIONAL = ("transformer_engine", "flash_attn", "fused_weight_gradient_mlp_cuda", "wandb")
 
-SELFCHECK = Path(__file__).resolve().parent.parent / "docker" / "selfcheck.py"
+ROOT = Path(__file__).resolve().parent.parent
+SELFCHECK = ROOT / "docker" / "selfcheck.py"
+TINY = ROOT / "recipes" / "assets" / "qwen3_tiny"
+NUM_PROMPTS = 8
 
 
 def main() -> int:
@@ -30,10 +37,29 @@ def main() -> int:
     print("  yes  make train RECIPE=qwen3_tiny_spot   (CPU, gloo)")
     for line in _verdicts(torch.cuda.is_available()):
         print(f"  {line}")
+    code = compare_with_transformers("cuda" if torch.cuda.is_available() else "cpu")
     if torch.cuda.is_available() or "SPOT_MEGATRON_IMAGE" in os.environ:
         print("\nSelf-check of the GPU software", flush=True)
-        return subprocess.run([sys.executable, str(SELFCHECK)], check=False).returncode
-    return 0
+        code = subprocess.run([sys.executable, str(SELFCHECK)], check=False).returncode or code
+    return code
+
+
+def compare_with_transformers(device: str, other: Path = TINY) -> int:
+    """Prints whether Megatron on `device` has transformers' logits on the embedded model. Returns 0 if it has.
+
+    `other` is the Hugging Face folder that Megatron loads.
+    """
+    print(f"\nMegatron's logits on {device} against transformers', embedded model", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = Path(folder) / "prompts.jsonl"
+        prompts.write_text("".join((TINY / "pairs.jsonl").read_text().splitlines(keepends=True)[:NUM_PROMPTS]))
+        command = ["-m", "tools.convert", "verify", "--a", str(TINY), "--b", str(other), "--logits", str(prompts)]
+        done = subprocess.run(
+            [sys.executable, *command, "--device", device], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    lines = (done.stdout if done.stdout.strip() else done.stderr).strip().splitlines()
+    print(f"  {lines[-1] if lines else f'failed with exit code {done.returncode}'}")
+    return done.returncode
 
 
 def _version(package: str) -> str | None:
