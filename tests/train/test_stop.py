@@ -24,7 +24,7 @@ def heard(monkeypatch):
 
 
 def test_a_request_told_twice_is_one(heard):
-    with StopSignal(torch.device("cpu")) as stop:
+    with StopSignal() as stop:
         assert stop._received_at is None
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
             signal.raise_signal(number)
