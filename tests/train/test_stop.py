@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 
 import pytest
-import torch
 
 from spot_megatron.train.stop import SAME_REQUEST_SECONDS, StopSignal
 from tests.processes import output_of, run
