@@ -21,7 +21,7 @@ from spot_megatron.train.heartbeat import Heartbeat
 from spot_megatron.train.metrics import MetricsLog, metrics_row
 from spot_megatron.train.optim import Policy, learning_rate, make_trainable
 from spot_megatron.train.reference import reference_pass
-from spot_megatron.train.run_folder import say
+from spot_megatron.train.run_folder import locked, say
 from spot_megatron.train.setup import Setup, set_up
 from spot_megatron.train.step import ObjectiveLoss, forward_backward, reduce_sums
 from spot_megatron.train.stop import StopSignal
@@ -35,7 +35,8 @@ def run(recipe: Recipe, topology: Topology) -> int:
     Raises:
         UserError: recipe, pairs, weights or checkpoint cannot be used; the message names the remedy.
     """
-    with Heartbeat(Path(recipe.output), topology.rank, topology.world, recipe.parallel.timeout_minutes) as heartbeat:
+    output, timeout = Path(recipe.output), recipe.parallel.timeout_minutes
+    with locked(output, topology), Heartbeat(output, topology.rank, topology.world, timeout) as heartbeat:
         return work(set_up(recipe, topology, heartbeat))
 
 
