@@ -55,8 +55,9 @@ class Policy:
             group["weight_decay"] = self.weight_decay * group["wd_mult"]
         if self.clip_grad_norm:
             for part in self.parts:
-                compact = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
-                clip_grad_by_total_norm_fp32(part.get_parameters(), self.clip_grad_norm, grad_norm, compact)
+                if parameters := part.get_parameters():  # a stage of dense layers has no experts' parameters
+                    compact = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+                    clip_grad_by_total_norm_fp32(parameters, self.clip_grad_norm, grad_norm, compact)
         self.optimizer.step_with_ready_grads()
         for chunk in self.wrapped:
             if chunk.ddp_config.overlap_param_gather and chunk.bucket_size is None:
