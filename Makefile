@@ -1,10 +1,10 @@
-# Every target sets up what it needs. Each prints the plain command that it runs.
+# Every target installs what it needs first, and prints the plain command that it runs.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS := docker/constraints.txt
 
-# Inside the image everything is installed; elsewhere a virtual environment is made once.
+# Inside the image everything is installed; elsewhere a virtual environment is created once.
 ifdef SPOT_MEGATRON_IMAGE
 PY := python3
 READY :=
@@ -19,8 +19,8 @@ GPUS ?=
 NODES ?= 1
 PORT ?= 8765
 
-# The host's network, shared memory and InfiniBand as NCCL needs them; files belong to the caller. Variables that are named
-# without a value pass on the caller's, where it has one.
+# NCCL needs the host's network, shared memory and InfiniBand. Files belong to the caller. `--env NAME` without a value
+# passes the caller's value on.
 IMAGE ?= spot_megatron
 DOCKER_RUN = docker run --rm $(if $(shell command -v nvidia-smi),--gpus all) --ipc host --network host \
   --ulimit memlock=-1 --ulimit stack=67108864 $(addprefix --device ,$(wildcard /dev/infiniband)) \
@@ -31,10 +31,10 @@ DOCKER_RUN = docker run --rm $(if $(shell command -v nvidia-smi),--gpus all) --i
 
 .DEFAULT_GOAL := help
 
-help: ## every target
-	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+help: ## this list
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
-setup: $(READY) ## the virtual environment with pinned packages
+setup: $(READY) ## make the virtual environment with pinned packages
 
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -43,41 +43,41 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	$(PY) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
-train: $(READY) ## the whole job: RECIPE=name-or-file [SET="key=value ..."] [GPUS=n] [NODES=n]
-	@$(PY) -m tools.launch $(RECIPE) $(if $(SET),--set $(SET)) $(if $(GPUS),--processes $(GPUS)) --nodes $(NODES)
+train: $(READY) ## train, export and evaluate: RECIPE=name-or-file [SET="key=value ..."] [GPUS=n] [NODES=n]
+	@$(PY) -m tools.launch '$(RECIPE)' $(if $(SET),--set $(SET)) $(if $(GPUS),--processes $(GPUS)) --nodes $(NODES)
 
-slurm: $(READY) ## scripts for Slurm: RECIPE= NODES= [GPUS=8] [SUBMIT=1] [SBATCH="--partition=p"] [SLURM="--time 8:00:00"]
-	$(PY) -m tools.slurm $(RECIPE) --nodes $(NODES) $(if $(GPUS),--gpus $(GPUS)) $(if $(SBATCH),--sbatch='$(SBATCH)') \
+slurm: $(READY) ## write (and submit) scripts for Slurm: RECIPE= NODES= [GPUS=8] [SUBMIT=1] [SBATCH="--partition=p"] [SLURM="--time 8:00:00"]
+	$(PY) -m tools.slurm '$(RECIPE)' --nodes $(NODES) $(if $(GPUS),--gpus $(GPUS)) $(if $(SBATCH),--sbatch='$(SBATCH)') \
 	  $(SLURM) $(if $(SUBMIT),--submit) $(if $(SET),--set $(SET))
 
-docker: ## the image for GPUs: [CUDA=12.9 for drivers older than 580] [IMAGE=name]
+docker: ## build the image for GPUs: [CUDA=12.9 for drivers older than 580] [IMAGE=name]
 	docker build --file docker/Dockerfile$(if $(filter 12.9,$(CUDA)),.cu129) --tag $(IMAGE) .
 
-shell: ## a shell in the image, with this folder and [MOUNT="more folders"] in it
+shell: ## open a shell in the image with this folder mounted: [MOUNT="more folders"]
 	$(DOCKER_RUN) --interactive --tty $(IMAGE)
 
-train-docker: ## make train in the image, once on each node: RECIPE= [SET=] [GPUS=] [NODES=] [MOUNT="/models"]
+train-docker: ## run make train in the image, once on each node: RECIPE= [SET=] [GPUS=] [NODES=] [MOUNT="/models"]
 	$(DOCKER_RUN) $(IMAGE) make train RECIPE='$(RECIPE)' SET='$(SET)' GPUS='$(GPUS)' NODES='$(NODES)'
 
-test: $(READY) ## the CPU test suite
+test: $(READY) ## run the CPU test suite
 	OMP_NUM_THREADS=1 $(PY) -m pytest
 
-test-gpu: $(READY) ## the tests that need an NVIDIA GPU
+test-gpu: $(READY) ## run the tests that need an NVIDIA GPU
 	$(PY) -m pytest -m gpu tests/gpu -s
 
-test-node: $(READY) ## the tests that need two GPUs or more, with a table to paste into an issue
+test-node: $(READY) ## run the tests that need two GPUs or more, with a table to paste into an issue
 	$(PY) -m pytest -m node tests/gpu -s
 
 NULL_CUDA := build/nullcuda
-test-nullcuda: ## the CUDA path without a GPU, on a CUDA that computes nothing: needs Python 3.12, g++ and 3 GB [ARGS=...]
+test-nullcuda: ## test the CUDA path without a GPU, on a CUDA that computes nothing: needs Python 3.12, g++ and 3 GB [ARGS=...]
 	tests/nullcuda/make.sh $(NULL_CUDA) $(or $(PYTHON312),python3.12)
 	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(NULL_CUDA)/python -m pytest -m nullcuda tests/nullcuda $(ARGS)
 
-test-slow: $(READY) ## the long tests
+test-slow: $(READY) ## run the long tests
 	$(PY) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,slow]'
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
 
-# Megatron-Core 0.17 and later say that they need Python 3.12, but run on 3.11: their wheel is unpacked beside the venv.
+# Megatron-Core 0.17 and later declare Python 3.12 but run on 3.11: the wheel is unpacked beside the virtual environment.
 NEXT := build/mcore-next
 $(NEXT)/.ready: $(READY)
 	$(PY) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --dest $(NEXT) \
@@ -86,32 +86,37 @@ $(NEXT)/.ready: $(READY)
 	$(PY) -m pip install --quiet --no-deps --target $(NEXT)/site triton
 	@touch $@
 
-test-mcore-next: $(NEXT)/.ready ## the CPU test suite on the newest supported megatron-core: [ARGS="tests/weights ..."]
+test-mcore-next: $(NEXT)/.ready ## run the CPU test suite on the newest supported megatron-core: [ARGS="tests/weights ..."]
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(NEXT)/site $(PY) -m pytest $(ARGS)
 
-check: $(READY) ## lint and types
+check: $(READY) ## run ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-docs: $(READY) ## the documentation as a site in build/site; refreshes the recipe reference
+docs: $(READY) ## build the documentation site in build/site, after refreshing the recipe reference
 	$(PY) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,docs]'
 	$(PY) -m spot_megatron.recipe --markdown > docs/recipe-reference.md
 	$(PY) -m zensical build --strict --config-file .zensical.toml
 
-recipe-help: $(READY) ## every recipe key with type, default and description: [ARGS="SECTION or --markdown"]
+recipe-help: $(READY) ## print every recipe key with type, default and description: [ARGS="SECTION or --markdown"]
 	$(PY) -m spot_megatron.recipe $(ARGS)
 
-elicit: $(READY) ## samples the policy's answers and grades them: QUESTIONS= BASE_URL= MODEL= [OUT=dir] [ARGS=...]
-	$(PY) -m tools.elicit --questions $(QUESTIONS) --base-url $(BASE_URL) --model $(MODEL) --output $(or $(OUT),data/run)/elicit $(ARGS)
+# One line for a variable that is missing; values are quoted, so that paths may have spaces.
+need = $(foreach name,$(1),$(if $($(name)),,$(error $(name) is not set; see `make help` for what this target takes)))
+DATA = $(or $(OUT),data/run)
+SERVER = $(if $(BASE_URL),--base-url $(BASE_URL)) $(if $(MODEL),--model '$(MODEL)')
 
-rectify: $(READY) ## has an oracle edit the wrong ones until they are right: BASE_URL= MODEL= [OUT=dir] [ARGS=...]
-	$(PY) -m tools.rectify --errors $(or $(OUT),data/run)/elicit/errors.jsonl --base-url $(BASE_URL) --model $(MODEL) --output $(or $(OUT),data/run)/rectify $(ARGS)
+elicit: $(READY) ## sample the policy's answers and grade them: QUESTIONS= BASE_URL= MODEL= [OUT=dir] [ARGS=...]
+	$(call need,QUESTIONS BASE_URL MODEL)$(PY) -m tools.elicit --questions '$(QUESTIONS)' $(SERVER) --output '$(DATA)/elicit' $(ARGS)
 
-pairs: $(READY) ## filters them into pairs, with a report: TOKENIZER=policy [OUT=dir] [ARGS=...]
-	$(PY) -m tools.pairs --rectified $(or $(OUT),data/run)/rectify/rectified.jsonl --tokenizer $(TOKENIZER) --output $(or $(OUT),data/run)/pairs.jsonl --report $(or $(OUT),data/run)/report.html $(ARGS)
+rectify: $(READY) ## have an oracle correct the wrong answers: BASE_URL= MODEL= [OUT=dir] [ARGS="--import-human file ..."]
+	$(if $(findstring -human,$(ARGS)),,$(call need,BASE_URL MODEL))$(PY) -m tools.rectify --errors '$(DATA)/elicit/errors.jsonl' $(SERVER) --output '$(DATA)/rectify' $(ARGS)
 
-data-demo: $(READY) ## questions to trained model on this machine: local server, tiny model, one call in ten failing: [OUT=dir] [PORT=8765]
+pairs: $(READY) ## filter the corrections into pairs, with a report: TOKENIZER=policy [OUT=dir] [ARGS=...]
+	$(call need,TOKENIZER)$(PY) -m tools.pairs --rectified '$(DATA)/rectify/rectified.jsonl' --tokenizer '$(TOKENIZER)' --output '$(DATA)/pairs.jsonl' --report '$(DATA)/report.html' $(ARGS)
+
+data-demo: $(READY) ## from questions to a trained model on this machine, with a local server whose calls fail one time in ten: [OUT=dir] [PORT=8765]
 	@set -e; out=$(or $(OUT),runs/data_demo); url=http://127.0.0.1:$(PORT)/v1; tiny=recipes/assets/qwen3_tiny; \
 	show() { printf '+'; printf ' %q' "$$@"; echo; }; run() { show "$$@"; "$$@"; }; \
 	mkdir -p $$out; rm -f $$out/server.json; \
@@ -123,44 +128,44 @@ data-demo: $(READY) ## questions to trained model on this machine: local server,
 	run $(PY) -m tools.pairs --rectified $$out/rectify/rectified.jsonl --tokenizer $$tiny --output $$out/pairs.jsonl --report $$out/report.html; \
 	run $(PY) -m tools.launch qwen3_tiny_spot --set name=data_demo output=$$out/train data.pairs=$$out/pairs.jsonl
 
-doctor: $(READY) ## what this machine can run
+doctor: $(READY) ## print what this machine can run
 	$(PY) -m tools.doctor
 
-dryrun: $(READY) ## builds every rank without weights or GPUs: RECIPE=name-or-file GPUS=n [GPU=h800] [PAIRS=file] [SET="key=value ..."]
-	$(PY) -m tools.dryrun $(RECIPE) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU)) $(if $(PAIRS),--pairs $(PAIRS)) \
+dryrun: $(READY) ## build every rank without weights or GPUs: RECIPE=name-or-file GPUS=n [GPU=h800] [PAIRS=file] [SET="key=value ..."]
+	$(PY) -m tools.dryrun '$(RECIPE)' $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU),--gpu $(GPU)) $(if $(PAIRS),--pairs $(PAIRS)) \
 	  $(if $(SET),--set $(SET))
 
-import-hf: $(READY) ## Hugging Face folder -> Megatron distributed checkpoint: HF=dir OUT=dir [SET="parallel.tensor=2 ..."]
+import-hf: $(READY) ## convert a Hugging Face folder to a Megatron distributed checkpoint: HF=dir OUT=dir [SET="parallel.tensor=2 ..."]
 	$(PY) -m tools.convert import --hf $(HF) --output $(OUT) $(if $(SET),--set $(SET))
 
-export-hf: $(READY) ## Megatron distributed checkpoint -> Hugging Face folder: CHECKPOINT=dir OUT=dir
+export-hf: $(READY) ## convert a Megatron distributed checkpoint to a Hugging Face folder: CHECKPOINT=dir OUT=dir
 	$(PY) -m tools.convert export --checkpoint $(CHECKPOINT) --output $(OUT)
 
-verify-hf: $(READY) ## compares two Hugging Face folders, layer by layer: A=dir B=dir [ARGS=--logits ...]
+verify-hf: $(READY) ## compare two Hugging Face folders layer by layer: A=dir B=dir [ARGS=--logits ...]
 	$(PY) -m tools.convert verify --a $(A) --b $(B) $(ARGS)
 
-plan: $(READY) ## will it fit, and how long: RECIPE= GPUS= [GPU=h800] [ARGS="--best --figure plan.html"]
-	$(PY) -m tools.plan $(RECIPE) --gpus $(or $(GPUS),8) --gpu $(or $(GPU),h800) $(if $(SET),--set $(SET)) $(ARGS)
+plan: $(READY) ## estimate memory and time of a run: RECIPE= GPUS= [GPU=h800] [ARGS="--best --figure plan.html"]
+	$(PY) -m tools.plan '$(RECIPE)' --gpus $(or $(GPUS),8) --gpu $(or $(GPU),h800) $(if $(SET),--set $(SET)) $(ARGS)
 
-report: $(READY) ## report.html of a run: RUN=dir [AGAINST="other runs"]
+report: $(READY) ## write report.html of a run: RUN=dir [AGAINST="other runs"]
 	$(PY) -m tools.report $(RUN) $(if $(AGAINST),--against $(AGAINST))
 
-eval: $(READY) ## questions answered: MODEL=dir [BASE=dir] [QUESTIONS=file] [ARGS="--max-new-tokens 4096 ..."]
+eval: $(READY) ## evaluate a model on questions: MODEL=dir [BASE=dir] [QUESTIONS=file] [ARGS="--max-new-tokens 4096 ..."]
 	$(PY) -m tools.eval --model $(MODEL) $(if $(BASE),--base $(BASE)) --questions $(or $(QUESTIONS),recipes/assets/qwen3_tiny/heldout.jsonl) $(ARGS)
 
-study: $(READY) ## the paper in miniature, every objective on the tiny model: [SET="key=value ..."]
+study: $(READY) ## train the tiny model under every objective of the paper and compare: [SET="key=value ..."]
 	$(PY) -m tools.study $(if $(SET),--set $(SET))
 
-bench: $(READY) ## speed and memory against TRL, interleaved: [ARGS="--trl newest --responses 600 ..."]
+bench: $(READY) ## measure speed and memory against TRL, interleaved: [ARGS="--trl newest --responses 600 ..."]
 	$(PY) -m benchmarks.against_trl $(ARGS)
 
-bench-gpu: $(READY) ## attention, LM head, steps, memory against the plan, on one GPU: [ARGS="--parts step_8b ..."]
+bench-gpu: $(READY) ## measure attention, LM head, steps and memory against the plan on one GPU: [ARGS="--parts step_8b ..."]
 	$(PY) -m benchmarks.gpu_suite $(ARGS)
 
-tiny: $(READY) ## makes the embedded model and its pairs again: [OUT=dir] (about 15 minutes on a core)
+tiny: $(READY) ## make the embedded model and its pairs again: [OUT=dir] (about 15 minutes on a core)
 	$(PY) -m tools.tiny.make --output $(or $(OUT),recipes/assets/qwen3_tiny)
 
-clean: ## removes the virtual environment and caches, keeps runs/
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove the virtual environment and caches; runs/ is kept
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .cache
 
 .PHONY: docs recipe-help elicit rectify pairs data-demo help setup train slurm docker shell train-docker test test-slow test-gpu test-node test-nullcuda test-mcore-next check doctor import-hf export-hf verify-hf plan dryrun report eval study bench bench-gpu tiny clean

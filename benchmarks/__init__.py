@@ -1,1 +1,1 @@
-"""Programs that measure this project; README.md says what each table means and how it was made."""
+"""Measuring programs. README.md describes each table and how it was measured."""

@@ -1,4 +1,4 @@
-"""Trains the same pairs with this project and with TRL, interleaved, and writes what each cost.
+"""Trains the same pairs with this project and with TRL, interleaved, and compares their cost.
 
     python -m benchmarks.against_trl --output benchmarks/results/against_trl.json [--trl 0.20.0] [--repeats 2]
 

@@ -1,8 +1,8 @@
-"""Which attention kernel is fastest for the pair layout on this GPU: every kernel that is installed, in turns.
+"""Compares the installed attention kernels on the pair layout on this GPU, interleaved.
 
     python -m benchmarks.attention [--model 8b] [--output benchmarks/results/attention_<gpu>.json]
 
-Forward and backward of one layer over a pack of pairs, bf16. FLOP/s count what the mask lets through. The fastest one
+Forward and backward of one layer over a pack of pairs, bf16. FLOP/s count unmasked products only. The fastest one
 belongs first in PREFERRED of spot_megatron/model/attention/cuda.py, or in a recipe as model.attention.
 """
 
@@ -20,9 +20,10 @@ import torch
 
 from benchmarks.gpu import MODELS, installed, random_dataset
 from benchmarks.measure import ROOT
-from spot_megatron.data.pack import attention_cost
+from spot_megatron.data.pack import positions_and_products
 from spot_megatron.model.attention.cuda import KERNELS, kernel_problem
 from spot_megatron.model.attention.pair import PairAttention, pair_seq_params
+from spot_megatron.parallel.device import use_expandable_segments
 
 
 def kernel_attention(kernel: str, head_dim: int) -> PairAttention:
@@ -34,7 +35,7 @@ def kernel_attention(kernel: str, head_dim: int) -> PairAttention:
 
 
 def seconds(module: PairAttention, inputs: list[torch.Tensor], layout: Any) -> float:
-    """Of one forward and backward pass, on the device's clock."""
+    """Duration of one forward and backward pass on the device's clock."""
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     out = module(*inputs, packed_seq_params=layout)
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("RecipeError: this measures a GPU, and PyTorch sees none here", file=sys.stderr)
         return 2
+    use_expandable_segments()
     hf, device, name = MODELS[options.model], torch.device("cuda"), torch.cuda.get_device_name()
     results: list[dict[str, Any]] = []
     for response in options.responses:
@@ -68,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             ).requires_grad_()
             for heads in (hf.num_heads, hf.num_groups, hf.num_groups)
         ]
-        products = sum(attention_cost(pair, "shared")[1] for pair in dataset.pairs)
+        products = sum(positions_and_products(pair, "shared")[1] for pair in dataset.pairs)
         kernels = [kernel for kernel in KERNELS if kernel_problem(kernel) is None]
         modules = {kernel: kernel_attention(kernel, hf.head_dim) for kernel in kernels}
         times: dict[str, list[float]] = {kernel: [] for kernel in modules}

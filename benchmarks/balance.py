@@ -1,4 +1,4 @@
-"""How evenly the sampler deals pairs over data-parallel ranks, simulated: no model runs.
+"""Simulates how evenly the sampler distributes pairs over data-parallel ranks. Runs no model.
 
     python -m benchmarks.balance --output benchmarks/results/balance.json
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.measure import ROOT
 from spot_megatron.data.costs import cost_model
-from spot_megatron.data.pack import attention_cost, scored_rows
+from spot_megatron.data.pack import num_targets, positions_and_products
 from spot_megatron.data.records import TokenPair
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.plan.models import PUBLISHED
@@ -104,7 +104,7 @@ def main() -> None:
     options = parser.parse_args()
     pairs = lognormal_pairs(NUM_PAIRS, seed=0)
     model = cost_model(PUBLISHED["Qwen/Qwen3-8B"])
-    work = [(*attention_cost(pair, "shared"), scored_rows(pair, "shared")) for pair in pairs]
+    work = [(*positions_and_products(pair, "shared"), num_targets(pair, "shared")) for pair in pairs]
     rows, costs = np.array([numbers[0] for numbers in work]), np.array([model.of(*numbers) for numbers in work])
     results = []
     print("| DP | batch | pairs a rank | slowest / mean | least possible | at random | padding to 1 / 16 / 128 |")

@@ -1,6 +1,6 @@
-"""What the speed benchmarks train: a random Qwen3 of about 100M parameters and pairs of a given length and overlap.
+"""Inputs of the speed benchmarks: a random Qwen3 of about 100M parameters and pairs of a given length and overlap.
 
-Read by both sides of a comparison, so it needs nothing but numpy, torch and safetensors.
+Imported by both sides of a comparison, so it depends on numpy, torch and safetensors only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What this GPU reaches at best: memory bandwidth and bf16 matrix products, to read the other results against.
 
-    python -m benchmarks.ceilings [--output FILE]
+python -m benchmarks.ceilings [--output FILE]
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`python -m benchmarks.convert`: a random Qwen3 of 1.08 B parameters, against a kernel copy, transformers and mbridge.
 
-Prints a Markdown table. The programs take turns, each run a process of its own, and the least CPU time of several runs
-counts: on a shared machine wall time says little. Memory is the sum over all processes of a program.
+Prints a Markdown table. The programs are interleaved and each run is a process of its own. The smallest CPU time of
+several runs is reported, because wall time is unreliable on a shared machine. Memory is the sum over all processes of a
+program.
 """
 
 from __future__ import annotations

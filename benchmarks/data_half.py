@@ -1,7 +1,7 @@
 """Speed, memory and exactness of the data half: `python -m benchmarks.data_half [--only throughput lcs grading]`.
 
-Prints Markdown and, with --output, writes it. Other programs disturb the throughput; where they cannot be closed, start
-this one under `chrt -r 1`, which gives it the cores that it asks for.
+Prints Markdown and, with --output, writes it. Other programs disturb the throughput; if they cannot be stopped,
+start this one with `chrt -r 1` (real-time priority).
 """
 
 import argparse

@@ -28,7 +28,7 @@ import torch
 from benchmarks.cases import Case, make_pairs
 from benchmarks.measure import ROOT
 from spot_megatron.data.dataset import PreferencePairDataset
-from spot_megatron.data.pack import attention_cost, scored_rows
+from spot_megatron.data.pack import num_targets, positions_and_products
 from spot_megatron.data.records import TokenPair
 from spot_megatron.data.template import TokenizedPairs
 from spot_megatron.errors import RecipeError, UserError, print_error
@@ -142,12 +142,12 @@ def rates(
     steps = [a + b for a, b in zip(phases.seconds["forward_backward"], phases.seconds["update"], strict=True)][1:]
     pairs_per_second = recipe.train.batch_pairs / float(np.median(steps)) / num_gpus
     pair = dataset.pairs[0]
-    flops = model_flops(hf, *attention_cost(pair, "shared"), scored_rows(pair, "shared"))
+    flops = model_flops(hf, *positions_and_products(pair, "shared"), num_targets(pair, "shared"))
     tflops = pairs_per_second * flops / 1e12
     return {
         "step_seconds": {"median": float(np.median(steps)), "min": min(steps), "max": max(steps), "count": len(steps)},
-        "tokens_per_second": pairs_per_second * attention_cost(pair, "separate")[0],
-        "unique_tokens_per_second": pairs_per_second * attention_cost(pair, "shared")[0],
+        "tokens_per_second": pairs_per_second * positions_and_products(pair, "separate")[0],
+        "unique_tokens_per_second": pairs_per_second * positions_and_products(pair, "shared")[0],
         "model_tflops_per_second": tflops,
         "mfu_on_unique_tokens": tflops / peak if peak else None,
         "reference_seconds": phases.seconds["reference"][0],
@@ -194,8 +194,8 @@ def bench(options: argparse.Namespace) -> None:
     if options.layers:
         hf = dataclasses.replace(hf, num_layers=options.layers)
     dataset = random_dataset(options.response, options.shared, options.batch_pairs * options.steps, hf.vocab_size)
-    name = torch.cuda.get_device_name()
     with parallel_groups(recipe.parallel, "cuda", recipe.seed) as topology:
+        name = torch.cuda.get_device_name()  # not earlier: it starts CUDA, whose settings the groups make
         phases = train(recipe, hf, dataset, topology)
         if not topology.is_main:
             return

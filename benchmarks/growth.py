@@ -1,4 +1,4 @@
-"""How a step's memory and time grow with the length of the responses, against the sampler's cost model.
+"""Measures how a step's memory and time grow with the response length, and compares them with the sampler's cost model.
 
     python -m benchmarks.growth --output benchmarks/results/growth.json
 
@@ -22,7 +22,7 @@ from benchmarks.cases import Case, make_pairs, write_model, write_pairs
 from benchmarks.measure import ROOT, run_worker
 from benchmarks.tables import GIB
 from spot_megatron.data.costs import cost_model
-from spot_megatron.data.pack import attention_cost, scored_rows
+from spot_megatron.data.pack import num_targets, positions_and_products
 from spot_megatron.data.records import TokenPair
 from spot_megatron.hf.config import read_hf_config
 
@@ -43,14 +43,14 @@ def measure(response: int, shared: float, steps: int, scratch: Path) -> dict[str
     result = run_worker(sys.executable, "benchmarks.our_worker", job, scratch / f"{response}", timeout=7200)
     sides = (np.array(raw[0][f"{name}_ids"], dtype=np.int32) for name in ("prompt", "chosen", "rejected"))
     pair = TokenPair("pair", *sides, source="simulated")
-    rows, products = attention_cost(pair, "shared")
+    rows, products = positions_and_products(pair, "shared")
     model = cost_model(read_hf_config(scratch / "model"))
     later = [phase for phase in result["phases"] if phase["name"] == "step"][1:]
     return {
         "response": response,
         "rows": rows,
-        "cost": model.of(rows, products, scored_rows(pair, "shared")),
-        "share_of_products": model.product * products / model.of(rows, products, scored_rows(pair, "shared")),
+        "cost": model.of(rows, products, num_targets(pair, "shared")),
+        "share_of_products": model.product * products / model.of(rows, products, num_targets(pair, "shared")),
         "cpu_seconds": min(phase["cpu_seconds"] for phase in later),
         "peak_bytes": max(phase["peak_bytes"] for phase in later),
     }

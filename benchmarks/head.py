@@ -1,4 +1,4 @@
-"""What the LM head costs, by how much of its softmax forward keeps for backward, and as plain log_softmax.
+"""Measures the LM head by how much of its softmax is kept for backward, and as plain log_softmax.
 
     python -m benchmarks.head --output benchmarks/results/head.json
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import VOCAB_SIZE
-from spot_megatron.model.logprob import HeadMemory, linear_logprob
+from spot_megatron.model.head_memory import HeadMemory
+from spot_megatron.model.logprob import linear_logprob
 
 TILE = 2**21
 

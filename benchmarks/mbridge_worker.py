@@ -1,7 +1,7 @@
 """Hugging Face folder -> Megatron model -> Hugging Face folder with mbridge 0.15.1: `mbridge_worker.py SOURCE TARGET`.
 
-Runs in mbridge's environment, not in this project's. mbridge wants CUDA and Transformer Engine; what stands in its way
-on a CPU is patched here, and what would cost time without being conversion (initialising weights) is switched off.
+Runs in mbridge's environment, not in this project's. mbridge requires CUDA and Transformer Engine; this file patches
+what fails on a CPU, and disables the initialisation of weights, which is not part of a conversion.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def patch(bridge) -> None:
 
 def main() -> None:
     source, target = sys.argv[1:]
-    torch.set_default_dtype(torch.bfloat16)  # of the norms, which Megatron's stand-in makes without being told a type
+    torch.set_default_dtype(torch.bfloat16)  # of the norms, whose fallback in Megatron-Core takes no dtype
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     mpu.initialize_model_parallel()
     bridge = AutoBridge.from_pretrained(source)

@@ -18,7 +18,7 @@ SAMPLE_SECONDS = 0.005
 
 
 def run_worker(python: Path | str, module: str, job: dict[str, Any], folder: Path, timeout: float) -> dict[str, Any]:
-    """Runs `python -m module job.json` in the repository, on one thread, and adds what it saw of its memory.
+    """Runs `python -m module job.json` in the repository on one thread, and adds its measured memory.
 
     Returns:
         the worker's result, each phase with `peak_bytes`, the largest anonymous resident memory (RssAnon) in it, and

@@ -1,4 +1,4 @@
-"""What a launch costs besides training: the tiny recipe, one step, launched twice.
+"""Measures the start-up cost of a launch: the tiny recipe with one step, launched twice.
 
     python -m benchmarks.startup --output benchmarks/results/startup.json
 

@@ -1,7 +1,7 @@
 """Trains a job with TRL's own DPOTrainer. Runs in TRL's environment, not in this project's.
 
-TRL is given token ids in file order and told the same objective and optimizer; forward pass, loss, loop and AdamW are
-its own. Both 0.20 and 1.x are understood.
+TRL receives token ids in file order, and the same objective and optimizer settings; forward pass, loss, loop and AdamW
+are TRL's. Supports 0.20 and 1.x.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Steps(TrainerCallback):
 
 
 class ListeningTrainer(DPOTrainer):
-    """DPOTrainer on ready token ids in file order; `micro_losses` has what it computed."""
+    """DPOTrainer on ready token ids in file order; `micro_losses` holds the computed losses."""
 
     def __init__(self, watch: Stopwatch, **kwargs: Any) -> None:
         self.watch = watch

@@ -1,4 +1,4 @@
-"""What a measured process tells the program that started it."""
+"""Job and result files between a measured process and the program that started it."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What the image, or any machine with GPUs, must have: versions, imports, FP8, NVLink.
+"""Checks the software of the image, or of any machine with GPUs: versions, imports, FP8, NVLink.
 
-The last step of docker build and a part of `make doctor`. Starts without PyTorch, so that it can say what is missing.
+The last step of docker build, and part of `make doctor`. Runs without PyTorch, to report what is missing.
 
     python3 docker/selfcheck.py                              everything; exit code 1 where something fails
-    python3 docker/selfcheck.py --build --expect NAME==1.2   without a driver: what needs a GPU is told, not failed
-    python3 docker/selfcheck.py --has NAME ">=1,<2"          exit code only: is it installed, in that range?
-    python3 docker/selfcheck.py --requirements pyproject.toml   what the image installs besides torch and megatron-core
+    python3 docker/selfcheck.py --build --expect NAME==1.2   without a driver: GPU checks are listed, not run
+    python3 docker/selfcheck.py --has NAME ">=1,<2"          exit code 0 if it is installed in that range
+    python3 docker/selfcheck.py --requirements pyproject.toml   packages to install besides torch and megatron-core
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def requirements(pyproject: Path) -> list[str]:
 
 
 class NeedsGpu(Exception):
-    """The check says nothing on a machine without a GPU."""
+    """The check needs a GPU, which this machine does not have."""
 
 
 def passes(check: Callable[[], str], build: bool) -> bool:
-    """Runs a check and prints its line. Whatever it raises is what there is to tell, so nothing is left uncaught."""
+    """Runs a check and prints its line. Any exception is its result, so all are caught."""
     try:
         print(f"  ok    {check()}")
     except NeedsGpu as error:
@@ -96,6 +96,30 @@ def expected(lines: list[str]) -> list[Callable[[], str]]:
         return check
 
     return [make(line) for line in lines]
+
+
+# (package, range, other package, range, what goes wrong where both are installed)
+KNOWN_BAD = (
+    (
+        "megatron-core", "<=0.18.2", "transformer-engine", ">=2.13",
+        "without a correction the gradient norm counts the experts of one tensor rank only (Megatron-LM issue 5916)",
+    ),
+    (
+        "transformer-engine", "<2.21", "flash-attn", ">=2.8.4",
+        "Transformer Engine uses flash-attn below 2.8.4 only, and runs slower kernels otherwise without an error",
+    ),
+)  # fmt: skip
+
+
+def versions() -> str:
+    """versions that work together"""
+    for package, specifier, other, other_specifier, consequence in KNOWN_BAD:
+        if satisfies(package, specifier) and satisfies(other, other_specifier):
+            raise AssertionError(
+                f"{package} {installed(package)} with {other} {installed(other)}: {consequence}. Install {other} "
+                f"outside {other_specifier}, or {package} outside {specifier}"
+            )
+    return "no pair of versions that is known to be wrong"
 
 
 def gpu() -> str:
@@ -163,7 +187,16 @@ def nvlink() -> str:
     return f"NVLink: {len(speeds)} links, {2 * sum(speeds):.0f} GB/s both ways (H100 900, H800 400)"
 
 
-CHECKS: tuple[Callable[[], str], ...] = (gpu, megatron, transformer_engine, fp8, flash_attention, apex, nvlink)
+CHECKS: tuple[Callable[[], str], ...] = (
+    versions,
+    gpu,
+    megatron,
+    transformer_engine,
+    fp8,
+    flash_attention,
+    apex,
+    nvlink,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -83,7 +83,7 @@ def _machine() -> dict[str, str]:
         "python": sys.version.split()[0],
         "cores": str(os.cpu_count()),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "free disk here": f"{shutil.disk_usage('.').free / 2**30:.0f} GiB",
+        "free disk space": f"{shutil.disk_usage('.').free / 2**30:.0f} GiB",
         "CUDA": str(torch.version.cuda) if torch.cuda.is_available() else "no device",
     }
     for index in range(torch.cuda.device_count()):
@@ -97,15 +97,17 @@ def _verdicts(has_cuda: bool) -> list[str]:
 
     if not has_cuda:
         return ["no   bf16 training of 8B and larger models: needs NVIDIA GPUs", "no   FP8: needs Hopper GPUs"]
-    has_engine = importlib.util.find_spec("transformer_engine") is not None
+    from spot_megatron.parallel.installed import import_problem
+
+    engine, flash = import_problem("transformer_engine.pytorch"), import_problem("flash_attn")
+    has_engine = engine is None
     hopper = torch.cuda.get_device_capability() >= (9, 0)
     has_block_cuda = tuple(int(part) for part in str(torch.version.cuda).split(".")[:2]) >= (12, 9)
-    has_flash = importlib.util.find_spec("flash_attn") is not None
     return [
-        "yes  bf16 training" if has_engine else "slow bf16 training: Transformer Engine is not installed",
-        "yes  flash-attn" if has_flash else "slow pair attention, one call a sequence: flash-attn is not installed",
+        "yes  bf16 training" if has_engine else f"slow bf16 training: Transformer Engine {engine}",
+        "yes  flash-attn" if flash is None else f"slow pair attention, PyTorch's own: flash-attn {flash}",
         f"{'yes' if has_engine and hopper else 'no '}  FP8 tensorwise: needs Transformer Engine and Hopper",
-        f"{'yes' if has_engine and hopper and has_block_cuda else 'no '}  FP8 blockwise: needs CUDA 12.9 besides",
+        f"{'yes' if has_engine and hopper and has_block_cuda else 'no '}  FP8 blockwise: also needs CUDA 12.9",
     ]
 
 

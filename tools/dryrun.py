@@ -1,4 +1,4 @@
-"""`make dryrun`: builds every rank of a job without weights and GPUs, and says whether the recipe fits.
+"""`make dryrun`: builds every rank of a job without weights and GPUs, and checks whether the recipe fits.
 
     python -m tools.dryrun RECIPE --gpus N [--gpu h800] [--set key=value ...] [--pairs FILE ...]
         [--assume key=number ...] [--json]
@@ -28,7 +28,7 @@ from spot_megatron.plan.estimate import Estimate, Planner, make_planner
 from spot_megatron.plan.hardware import GIB, find_gpu
 from spot_megatron.plan.memory import checkpoint_bytes, stage_memory
 from spot_megatron.plan.search import cheapest_fits
-from spot_megatron.plan.workload import ROWS, SCORED
+from spot_megatron.plan.workload import POSITIONS, SCORED
 from spot_megatron.quiet import hide_known_warnings
 from spot_megatron.recipe import Recipe, load_recipe
 
@@ -45,13 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("recipe", help="name of a recipe in recipes/, or a YAML file")
     parser.add_argument("--gpus", type=int, required=True, help="ranks of the job")
-    parser.add_argument("--gpu", default="h800", help="kind of GPU whose memory must suffice (default h800)")
+    parser.add_argument("--gpu", default="h800", help="GPU type (default h800)")
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="key=value", dest="overrides")
     parser.add_argument("--pairs", nargs="+", type=Path, default=[], help="pair files; default: the recipe's, if there")
     parser.add_argument(
         "--assume", nargs="+", default=[], metavar="key=number", help="pairs, prompt, response (tokens), cv, shared"
     )
-    parser.add_argument("--json", action="store_true", help="for machines; sizes in bytes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead; sizes in bytes")
     options = parser.parse_args(arguments)
     if options.gpus < 1:
         parser.error("--gpus must be at least 1")
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def dry_run_facts(recipe: Recipe, estimate: Estimate) -> dict[str, Any]:
-    """Builds every rank; gives all that the table shows. Sizes are in bytes."""
+    """Builds every rank. Returns the values of the table; sizes are in bytes."""
     hide_known_warnings()
     from spot_megatron.plan.dryrun import dry_run
 
@@ -122,7 +122,7 @@ def packs(recipe: Recipe, estimate: Estimate, hf: HFModelConfig) -> dict[str, An
     """The packs of the sampled steps, as the training's own sampler makes them."""
     load, steps = estimate.load, estimate.load.steps
     model = cost_model(hf)
-    loads = [(step @ [1, model.product, model.scored]).sum(axis=1) for step in steps]  # ROWS, PRODUCTS, SCORED
+    loads = [(step @ [1, model.product, model.scored]).sum(axis=1) for step in steps]  # POSITIONS, PRODUCTS, SCORED
     scored = np.concatenate([step[..., SCORED].ravel() for step in steps])
     return {
         "steps": load.num_steps,
@@ -130,7 +130,7 @@ def packs(recipe: Recipe, estimate: Estimate, hf: HFModelConfig) -> dict[str, An
         "data_ranks": estimate.inputs.split.data,
         "most_microbatches": load.num_microbatches,
         "largest_pair": load.largest_pair,
-        "largest_pack": int(max(step[..., ROWS].max() for step in steps)),
+        "largest_pack": int(max(step[..., POSITIONS].max() for step in steps)),
         "budget": recipe.data.tokens_per_microbatch,
         "padding": load.padding,
         "empty": float((scored == 0).mean()),
@@ -139,7 +139,7 @@ def packs(recipe: Recipe, estimate: Estimate, hf: HFModelConfig) -> dict[str, An
 
 
 def table(facts: dict[str, Any]) -> str:
-    """The facts for people."""
+    """The facts as text."""
     pack, num_built = facts["packs"], facts["built_ranks"]
     sizes = [f"{key} {facts['parallel'][key]}" for key in SIZES if (facts["parallel"][key] or 1) > 1]
     left_out = ", ".join(f"{count} {reason}" for reason, count in facts["dropped"].items())
@@ -153,7 +153,7 @@ def table(facts: dict[str, Any]) -> str:
         "steps": f"{pack['steps']} of {pack['pairs_a_step']} pairs over {pack['data_ranks']} data-parallel ranks, "
         f"the slowest with {pack['slowest_rank']:.2f} x the mean load",
         "packs": f"at most {pack['most_microbatches']} a rank and step, of at most {pack['largest_pack']} of "
-        f"{pack['budget']} rows; longest pair {pack['largest_pair']}; "
+        f"{pack['budget']} positions; longest pair {pack['largest_pair']}; "
         f"{pack['padding']:.1%} padding, {pack['empty']:.1%} of packs empty",
         "disk": f"{facts['checkpoints_kept']} checkpoints of {_size(facts['checkpoint'])}"
         + (f", export {_size(facts['export'])}" if facts["export"] else ""),
@@ -169,7 +169,7 @@ def table(facts: dict[str, Any]) -> str:
 
 
 def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
-    """A line for each pipeline stage: what one of its ranks holds, memory in GiB."""
+    """One line per pipeline stage: contents of one of its ranks, memory in GiB."""
     parts = [key for key in stages[0] if key not in STAGE_KEYS]
     width = max(8, *(len(", ".join(stage["layers"])) + 2 for stage in stages))
     lines = [f"stage{'layers':>{width}}   ranks  parameters" + "".join(f"{part:>{len(part) + 2}}" for part in parts)]
@@ -196,7 +196,7 @@ def does_not_fit(planner: Planner, recipe: Recipe, estimate: Estimate) -> Recipe
         f"({option.estimate.memory.total / GIB:.1f} GiB)"
         for option in cheapest_fits(planner, recipe, num_gpus)
     ]
-    remedy = "; or ".join(ways) or "no change of one layout that was tried is enough; choose a GPU with more memory"
+    remedy = "; or ".join(ways) or "no configuration that was tried fits; choose a GPU with more memory"
     return RecipeError(
         f"{recipe.name} needs {need:.1f} GiB on {estimate.inputs.gpu.name}, of which {have:.1f} can be used: {remedy}"
     )

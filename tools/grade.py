@@ -9,18 +9,20 @@ from pathlib import Path
 
 from spot_megatron.errors import PairError, positive_int
 from spot_megatron.files import AtomicWriter, Row, answer_field, dump_line, id_field, read_rows, text_field
-from tools.pairs.cli import STARTS_OVER, existing_file, output_file, print_summary, run_program
+from tools.pairs.cli import STARTS_OVER, HelpFormatter, existing_file, output_file, print_summary, run_program
 from tools.pairs.grade import TIME_LIMIT, Grader
 
 _BATCH = 256
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.grade", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.grade", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--input", type=Path, required=True, help='JSONL: {"id", "response", "answer"}, optional "finish_reason"'
     )
-    parser.add_argument("--output", type=Path, required=True, help='JSONL: {"id", "verdict", "extracted", "reason"}')
+    parser.add_argument(
+        "--output", type=Path, required=True, help='JSONL file to write: {"id", "verdict", "extracted", "reason"}'
+    )
     parser.add_argument("--workers", type=positive_int, default=2, help="processes for answers that need algebra")
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT, help="CPU seconds for one answer")
     args = parser.parse_args()

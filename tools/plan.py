@@ -1,9 +1,9 @@
-"""`make plan`: will a recipe fit on these GPUs, how long will it take, what would be faster. Needs no GPU.
+"""`make plan`: estimates memory and time of a recipe, and searches faster configurations. Runs without a GPU.
 
     python -m tools.plan qwen3_8b_spot --gpus 8
     python -m tools.plan qwen3_32b_spot --gpus 16 --gpu h100 --best --figure plan.html
 
-Pairs come from --pairs, else from the recipe's file if it is there, else they are assumed (change that with --assume).
+Pairs come from --pairs, else from the recipe's files if they exist, else their lengths are assumed (see --assume).
 Exit codes: 0 it fits, 1 it does not, 2 the input is wrong.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from spot_megatron.errors import UserError, positive_int, print_error
 from spot_megatron.plan.estimate import make_planner
 from spot_megatron.plan.hardware import find_gpu
-from spot_megatron.plan.search import best_layouts, cheapest_fits
+from spot_megatron.plan.search import best_configurations, cheapest_fits
 from spot_megatron.plan.text import as_dict, text
 from spot_megatron.recipe import load_recipe
 
@@ -36,7 +36,7 @@ def _run(options: argparse.Namespace) -> int:
     planner = make_planner(recipe, gpu, options.pairs, options.assume)
     estimate = planner.estimate(recipe, options.gpus)
     fits = [] if estimate.fits else cheapest_fits(planner, recipe, options.gpus)
-    best = best_layouts(planner, recipe, options.gpus) if options.best else []
+    best = best_configurations(planner, recipe, options.gpus) if options.best else []
     print(json.dumps(as_dict(estimate, fits, best), indent=1) if options.json else text(estimate, fits, best))
     if options.figure:
         from spot_megatron.plan.figure import write_figure  # Bokeh takes half a second to import
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--assume", nargs="+", default=[], metavar="key=number", help="pairs, prompt, response (tokens), cv, shared"
     )
-    parser.add_argument("--best", action="store_true", help="search the fastest layouts that fit")
+    parser.add_argument("--best", action="store_true", help="search the fastest configurations that fit")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="write a page with the plan's bars")
     return parser

@@ -15,6 +15,7 @@ from typing import Any
 from spot_megatron.errors import PairError, positive_int
 from tools.pairs.answers import EditMeter
 from tools.pairs.cli import (
+    HelpFormatter,
     add_endpoint_options,
     existing_file,
     make_client,
@@ -23,6 +24,7 @@ from tools.pairs.cli import (
     print_summary,
     run_program,
 )
+from tools.pairs.endpoint import EndpointError
 from tools.pairs.grade import Grader
 from tools.pairs.human import export_errors, import_edits
 from tools.pairs.limits import Prices
@@ -33,14 +35,16 @@ from tools.pairs.rectify import OUTPUT_FILES, Rectification
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.rectify", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.rectify", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--errors", type=Path, required=True, help="errors.jsonl of tools.elicit")
     parser.add_argument("--output", type=Path, required=True, help="folder; a folder with records is continued")
-    parser.add_argument("--with-answer", action="store_true", help="tell the oracle the true answer")
+    parser.add_argument("--with-answer", action="store_true", help="show the oracle the true answer")
     parser.add_argument(
-        "--attempts", type=positive_int, default=3, help="edits per error; each is told what was wrong before"
+        "--attempts", type=positive_int, default=3, help="edits per error; each prompt names what was wrong before"
     )
-    parser.add_argument("--target-pairs", type=positive_int, metavar="N", help="stop when N errors are rectified")
+    parser.add_argument(
+        "--target-pairs", type=positive_int, metavar="N", help="stop when N errors are rectified, earlier runs included"
+    )
     parser.add_argument(
         "--tokenizer",
         metavar="POLICY",
@@ -92,7 +96,7 @@ def main() -> None:
     errors = ErrorFile(existing_file(args.errors, "errors.jsonl of tools.elicit"))
     human = args.export_human or args.import_human
     if not human:
-        make_client(args)  # a wrong address should be told before anything is written
+        make_client(args)  # raises for a wrong address before anything is written
     oracle = Oracle(
         model=HUMAN if human else args.model,
         with_answer=args.with_answer,
@@ -115,10 +119,13 @@ def main() -> None:
     grader = Grader(args.grade_workers)
     try:
         if args.import_human:
-            print_summary(import_edits(args.import_human, rectification, grader))
+            counts, rejected = import_edits(args.import_human, rectification, grader)
+            print_summary(counts)
+            for identifier, reason in rejected.items():
+                print(f"rejected {identifier}: {reason}")
         elif not args.export_human:
             asyncio.run(_rectify(args, rectification, grader))
-    except (Interrupted, RunFailed):
+    except (Interrupted, RunFailed, EndpointError):
         print_summary(rectification.write_outputs(_upstream(args.errors)))
         raise
     finally:

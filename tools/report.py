@@ -1,7 +1,7 @@
 """`python -m tools.report RUN [--against RUN2 ...]`: writes RUN/report.html and prints its path.
 
-The page needs no network. A run that is still going, or was killed, can be reported too. `--against` draws other runs'
-curves on the same axes and lists what their recipes do differently.
+The page needs no network. A run that is still training or was killed can be reported as well. `--against` draws other
+runs' curves on the same axes and lists the differences between their recipes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`make slurm`: writes what Slurm needs to run a recipe on many nodes, and submits it when asked.
+"""`make slurm`: writes Slurm scripts that run a recipe on many nodes, and submits them on request.
 
     <output>/slurm/job.sh    for sbatch: passes the warning before the time limit on, queues again after exit code 75
     <output>/slurm/node.sh   what each node runs: the interconnect's environment, then `make train`'s own command
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # (since 2.21) and the topology by itself; a site's own NCCL_IB_HCA or NCCL_IB_TC comes from the shell that submits.
 INTERCONNECTS = {
     "rdma": """\
-# InfiniBand and RoCE: a link that flaps on one of many cards must not end the run.
+# InfiniBand and RoCE: a flapping link on one of many cards must not end the run.
 export NCCL_IB_TIMEOUT=${NCCL_IB_TIMEOUT:-22}  # 4.096 us * 2^22 = 17 s before a retry (default 20: 4 s), 7 retries""",
     "ethernet": """\
 # TCP sockets only; one thread does not fill a fast card (the guide: for 100 Gb/s, threads x sockets up to 64).
@@ -35,7 +35,7 @@ export NCCL_SOCKET_NTHREADS=${NCCL_SOCKET_NTHREADS:-4} NCCL_NSOCKS_PERTHREAD=${N
 
 JOB = """\
 #!/bin/bash
-# Written by tools/slurm.py; `sbatch {job}` submits it. Anything else belongs into `make slurm SBATCH="--option ..."`.
+# Written by tools/slurm.py; `sbatch {job}` submits it. Pass other options by `make slurm SBATCH="--option ..."`.
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node=1
@@ -69,7 +69,7 @@ NODE = """\
 cd {root} || exit 1
 export NODE_RANK=${{NODE_RANK:-${{SLURM_PROCID:-0}}}}
 {environment}
-{interface}trap '' USR1  # is for the training processes, which listen; torchrun's agent inherits that it is ignored
+{interface}trap '' USR1  # for the training processes, which handle it; torchrun's agent inherits that it is ignored
 exec {command}
 """
 
@@ -87,7 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("not submitted; add SUBMIT=1 (--submit), or run the line above")
         return 0
     if shutil.which("sbatch") is None:
-        print("not submitted: there is no sbatch on this machine; run the line above where Slurm is", file=sys.stderr)
+        print(
+            "not submitted: sbatch is not installed on this machine; run the line above on one that has Slurm",
+            file=sys.stderr,
+        )
         return RecipeError.exit_code
     return subprocess.run(["sbatch", str(job)], check=False).returncode
 
@@ -98,12 +101,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="key=value", dest="overrides")
     parser.add_argument("--nodes", type=positive_int, required=True)
     parser.add_argument("--gpus", type=positive_int, default=8, help="GPUs, and processes, on a node; default 8")
-    parser.add_argument("--time", default="24:00:00", help="time limit of one start; the job queues again by itself")
+    parser.add_argument("--time", default="24:00:00", help="time limit of one start; the job requeues itself")
     parser.add_argument(
-        "--grace", type=positive_int, default=120, help="seconds before the time limit to save in; default 120"
+        "--grace", type=positive_int, default=120, help="seconds before the time limit at which to save; default 120"
     )
     parser.add_argument("--interconnect", choices=sorted(INTERCONNECTS), default="rdma")
-    parser.add_argument("--interface", help="network interface of the first meeting, for instance eth0")
+    parser.add_argument("--interface", help="network interface of the rendezvous, for instance eth0")
     parser.add_argument("--image", help="container image for the pyxis plug-in (srun --container-image)")
     parser.add_argument(
         "--sbatch", default="", help='more sbatch options, for instance --sbatch="--partition=h800 --account=me"'
@@ -116,16 +119,18 @@ def write(recipe: Recipe, options: argparse.Namespace) -> Path:
     """Writes job.sh and node.sh; returns the former.
 
     Raises:
-        RecipeError: the nodes do not fit the recipe's parallel sizes, or it would begin anew after every stop.
+        RecipeError: the nodes do not fit the recipe's parallel sizes, or every stop would restart the job from step 0.
     """
     world = options.nodes * options.gpus
     if world % recipe.parallel.model_ranks:
         raise RecipeError(
-            f"{options.nodes} nodes of {options.gpus} GPUs hold no whole number of models of "
+            f"{options.nodes} nodes of {options.gpus} GPUs do not hold a whole number of models of "
             f"{recipe.parallel.model_ranks} ranks (parallel.tensor x pipeline x context); change NODES or GPUS"
         )
     if recipe.checkpoint.resume == "never":
-        raise RecipeError("checkpoint.resume=never would begin anew whenever Slurm starts the job again; use auto")
+        raise RecipeError(
+            "checkpoint.resume=never would restart the training from step 0 when Slurm restarts the job; use auto"
+        )
     folder = Path(recipe.output).absolute() / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
     q = shlex.quote

@@ -1,4 +1,4 @@
-"""`make study`: the paper's objectives in miniature. Trains the tiny model under each and prints one table.
+"""`make study`: trains the tiny model under each of the paper's objectives and prints one table.
 
 Every run is an ordinary `make train` of a recipe qwen3_tiny_*. Runs that are complete are not repeated; a complete run
 of another recipe in the same folder is an error. The table shows accuracy on held-out questions of every skill, and the
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check_comparable(recipes: Sequence[Recipe]) -> None:
-    """One base answers one file of questions, and every run has a folder of its own.
+    """Checks that all runs have the same base and questions, and each its own folder.
 
     Raises:
         RecipeError: naming the recipes and the key.
@@ -52,15 +52,18 @@ def check_comparable(recipes: Sequence[Recipe]) -> None:
     first, names, outputs = recipes[0], [recipe.name for recipe in recipes], [recipe.output for recipe in recipes]
     for recipe in recipes:
         if recipe.evaluation.questions is None:
-            raise RecipeError(f"{recipe.name}: a study compares accuracies; set evaluation.questions to a file of them")
+            raise RecipeError(f"{recipe.name}: a study compares accuracies; set evaluation.questions to a file")
         for key in ("model", "evaluation"):
             if getattr(recipe, key) != getattr(first, key):
-                raise RecipeError(f"{recipe.name} and {first.name} differ in {key}; a study compares what is trained")
+                raise RecipeError(
+                    f"{recipe.name} and {first.name} differ in {key}; a study compares runs of one model on "
+                    "the same questions"
+                )
         for what, values in (("name", names), ("output", outputs)):
             if values.count(getattr(recipe, what)) > 1:
                 raise RecipeError(
-                    f"{recipe.name}: two recipes have the {what} {getattr(recipe, what)}; give each its own, or leave "
-                    f"{what} out of --set"
+                    f"{recipe.name}: two recipes have the {what} {getattr(recipe, what)}; give each its own, or remove "
+                    f"{what} from --set"
                 )
 
 
@@ -77,8 +80,8 @@ def is_complete(recipe: Recipe) -> bool:
     changed = [f"its {key} is {done.get(key)}, not {asked.get(key)}" for key in asked if asked[key] != done.get(key)]
     if changed:
         raise RecipeError(
-            f"{run} holds the result of another recipe: {'; '.join(changed)}. Move the folder away to train anew, or "
-            "leave the change out"
+            f"{run} holds the result of another recipe: {'; '.join(changed)}. Move the folder away to train again, or "
+            "undo the change"
         )
     return (run / "evaluation.json").stat().st_mtime >= (run / "recipe.yaml").stat().st_mtime
 

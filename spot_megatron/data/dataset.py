@@ -9,7 +9,7 @@ from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.datasets.utils import Split
 
 from spot_megatron.data.costs import CostModel
-from spot_megatron.data.pack import Layout, Pack, attention_cost, build_pack, packed_tokens, scored_rows
+from spot_megatron.data.pack import Layout, Pack, build_pack, num_positions, num_targets, positions_and_products
 from spot_megatron.data.records import TokenPair
 from spot_megatron.data.template import TokenizedPairs
 
@@ -54,13 +54,13 @@ class PreferencePairDataset(MegatronDataset):
             "index": np.array(idx, dtype=np.int64),
         }
 
-    def packed_tokens(self, layout: Layout) -> np.ndarray:
+    def num_positions(self, layout: Layout) -> np.ndarray:
         """[N] int64: positions of every pair in a pack."""
-        return np.array([packed_tokens(pair, layout) for pair in self.pairs], dtype=np.int64)
+        return np.array([num_positions(pair, layout) for pair in self.pairs], dtype=np.int64)
 
     def costs(self, layout: Layout, model: CostModel, recomputed_above: int | None = None) -> np.ndarray:
         """[N] float64: compute time of every pair, in positions; see CostModel.of."""
-        work = [(*attention_cost(pair, layout), scored_rows(pair, layout)) for pair in self.pairs]
+        work = [(*positions_and_products(pair, layout), num_targets(pair, layout)) for pair in self.pairs]
         positions, products, targets = np.array(work, dtype=np.float64).T
         return model.of(positions, products, targets, recomputed_above)
 

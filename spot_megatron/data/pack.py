@@ -14,7 +14,7 @@ two sequences. The separate layout [ P1 C1 | P1 R1 | P2 C2 | ... | pad ] is the 
 call 2.
 
 The last position of P predicts the first token of C *and* the first token of R. One shifted label a position cannot
-express that, so the head gathers `head_row`, in which that position occurs twice, and scores `head_target`. Prompt
+express that, so the head gathers `head_position`, in which that position occurs twice, and scores `head_target`. Prompt
 tokens are never targets.
 
 Shapes: T positions of a pack with padding, S scored targets, B pairs, Q sequences of call 1, R sequences of call 2,
@@ -46,11 +46,11 @@ class Pack:
     position_ids: np.ndarray  # [T] int64, index in the pair's own two sequences; padding counts from 0
     cu_main: np.ndarray  # [Q+1] int32, call 1: sequence q is positions cu_main[q] to cu_main[q+1]
     cu_suffix_q: np.ndarray  # [R+1] int32, call 2: queries of sequence r are num_main + cu_suffix_q[r] to [r+1]
-    cu_suffix_k: np.ndarray  # [R+1] int32, call 2: its keys are suffix_k_index[cu_suffix_k[r] to [r+1]]
-    suffix_k_index: np.ndarray  # [K] int64, positions of the keys, each at most once
+    cu_suffix_k: np.ndarray  # [R+1] int32, call 2: its keys are suffix_k_position[cu_suffix_k[r] to [r+1]]
+    suffix_k_position: np.ndarray  # [K] int64, positions of the keys, each at most once
     num_main: int  # positions of call 1, the first of the pack
     num_suffix: int  # positions of call 2, the rest
-    head_row: np.ndarray  # [S] int64, the position whose output predicts the target
+    head_position: np.ndarray  # [S] int64, the position whose output predicts the target
     head_target: np.ndarray  # [S] int64, token id
     head_segment: np.ndarray  # [S] int64, NUM_SEGMENTS * pair + SHARED, CHOSEN or REJECTED (objective/segments.py)
     pair_index: np.ndarray  # [B] int64, index in the dataset
@@ -65,32 +65,32 @@ class Pack:
         return int(self.num_chosen.sum() + self.num_rejected.sum())
 
 
-def segments(pair: TokenPair) -> int:
+def num_shared_tokens(pair: TokenPair) -> int:
     """Length of the common prefix of both responses, in tokens."""
     length = min(len(pair.chosen_ids), len(pair.rejected_ids))
     differs = pair.chosen_ids[:length] != pair.rejected_ids[:length]
     return int(differs.argmax()) if differs.any() else length
 
 
-def packed_tokens(pair: TokenPair, layout: Layout) -> int:
+def num_positions(pair: TokenPair, layout: Layout) -> int:
     """Positions of the pair in a pack, without padding."""
-    return attention_cost(pair, layout)[0]
+    return positions_and_products(pair, layout)[0]
 
 
-def attention_cost(pair: TokenPair, layout: Layout) -> tuple[int, int]:
+def positions_and_products(pair: TokenPair, layout: Layout) -> tuple[int, int]:
     """(positions of the pair in a pack, key-query products of its causal attention): its work in the layers."""
     num_prompt, num_chosen, num_rejected = len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
     if layout == "separate":
         prefix, main, suffix = 0, num_prompt + num_chosen, num_prompt + num_rejected
     else:
-        num_shared = segments(pair)
+        num_shared = num_shared_tokens(pair)
         prefix, main, suffix = num_prompt + num_shared, num_prompt + num_chosen, num_rejected - num_shared
     return main + suffix, main * (main + 1) // 2 + suffix * prefix + suffix * (suffix + 1) // 2
 
 
-def scored_rows(pair: TokenPair, layout: Layout) -> int:
+def num_targets(pair: TokenPair, layout: Layout) -> int:
     """Scored targets of the pair: its work in the LM head."""
-    num_shared = segments(pair) if layout == "shared" else 0
+    num_shared = num_shared_tokens(pair) if layout == "shared" else 0
     return len(pair.chosen_ids) + len(pair.rejected_ids) - num_shared
 
 
@@ -108,7 +108,7 @@ def build_pack(
 
     # Tokens of each pair [B]; `own` is R, the rejected tokens that are not shared (all of them in the separate layout).
     prompt, chosen, rejected = _count_tokens(pairs)
-    shared = np.array([segments(pair) if layout == "shared" else 0 for pair in pairs], dtype=np.int64)
+    shared = np.array([num_shared_tokens(pair) if layout == "shared" else 0 for pair in pairs], dtype=np.int64)
     prefix, own = prompt + shared, rejected - shared
 
     # Positions of each pair [B]: of the first chosen token, of R's first token, and of the one that predicts R's first
@@ -147,10 +147,10 @@ def build_pack(
         cu_main=_cumulative(main),
         cu_suffix_q=_cumulative(queries),
         cu_suffix_k=_cumulative(keys),
-        suffix_k_index=key_rows,
+        suffix_k_position=key_rows,
         num_main=int(main.sum()),
         num_suffix=int(queries.sum()),
-        head_row=_ranges(
+        head_position=_ranges(
             np.stack([chosen_row - 1, branch_row, own_row], axis=1).ravel(),
             np.stack([chosen, np.minimum(own, 1), np.maximum(own - 1, 0)], axis=1).ravel(),
         ),

@@ -1,4 +1,4 @@
-"""SHA256SUMS: the SHA-256 of every file in a folder, in the format of `sha256sum -c`. No PyTorch here."""
+"""SHA256SUMS: the SHA-256 of every file in a folder, in the format of `sha256sum -c`. Does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -46,10 +46,12 @@ def read_checksums(folder: Path, error: type[UserError]) -> dict[str, str]:
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         match = re.fullmatch(r"([0-9a-f]{64}) [ *](\S.*)", line)
         if match is None or match[2] in sums or not _is_inside(match[2]):
-            raise error(f"{file} is damaged in line {number}: it must be a SHA-256 and a path inside the folder")
+            raise error(
+                f"{file} is damaged in line {number}: it must be a SHA-256 and a path inside the folder; {REMEDY}"
+            )
         sums[match[2]] = match[1]
     if not text.endswith("\n"):
-        raise error(f"{file} is damaged: it ends within a line")
+        raise error(f"{file} is damaged: it ends within a line; {REMEDY}")
     return sums
 
 

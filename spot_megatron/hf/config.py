@@ -72,7 +72,7 @@ class HFModelConfig:
 
     @property
     def gated(self) -> bool:
-        """Whether the first MLP matrix has a gate beside its up projection (SwiGLU): in every supported family."""
+        """True if the first MLP matrix has a gate beside its up projection (SwiGLU), as in every supported family."""
         return True
 
     @property

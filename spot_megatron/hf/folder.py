@@ -1,4 +1,4 @@
-"""Reading the tensors of a Hugging Face model folder with PyTorch. No Megatron here."""
+"""Reading the tensors of a Hugging Face model folder with PyTorch. This module does not import Megatron."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class HFFolder(HFIndex):
-    """A Hugging Face folder whose tensors can be read, whole or in part."""
+    """A Hugging Face folder whose tensors can be read, whole or sliced."""
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
@@ -35,9 +35,9 @@ class HFFolder(HFIndex):
         return DTYPES[self.spans[name].kind]
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
-        """The tensor, or the part of it at `index` (one slice for each leading dimension), on the CPU.
+        """The tensor, or its slice at `index` (one slice for each leading dimension), on the CPU.
 
-        Reads no more than that part. Slices that reach beyond the end are cut off there.
+        Reads only that slice. A slice that ends beyond a dimension is truncated.
         """
         file = self.spans[name].file
         if file not in self._handles:

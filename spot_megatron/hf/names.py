@@ -22,7 +22,7 @@ LM_HEAD = "lm_head.weight"
 
 
 class Sharding(Enum):
-    """How Hugging Face tensors are merged into a parameter, and along which dimension tensor parallelism splits it."""
+    """The merge of Hugging Face tensors into a parameter, and the dimension that tensor parallelism splits."""
 
     REPLICATED = "replicated"  # the same on every rank: norms, routers
     COLUMNS = "columns"  # split along dim 1: a linear layer whose input is split
@@ -73,7 +73,7 @@ class ParameterMapping:
 def weight_map(config: HFModelConfig) -> tuple[ParameterMapping, ...]:
     """The table of a model with this config."""
     hidden, ffn, vocab, dim = config.hidden_size, config.intermediate_size, config.vocab_size, config.head_dim
-    query, key = config.num_heads * dim, config.num_groups * dim
+    query, key = config.query_width, config.key_value_width
     experts, expert_ffn = config.num_experts, config.expert_ffn_size
     every, dense, moe = tuple(range(config.num_layers)), config.dense_layers, config.moe_layers
     biased, normed = every if config.qkv_bias else (), every if config.qk_norm else ()

@@ -1,9 +1,8 @@
-"""Writing a Hugging Face model folder: shards, index, and the files that came with the source.
+"""Writing a Hugging Face model folder: shards, index, and the other files of the source.
 
-Neither PyTorch nor Megatron here.
-
-Everything is written into a hidden folder next to the destination, which is renamed once it is on disk: a destination
-that exists is whole. Several processes may write shards (start_partial and publish are for one of them).
+All files are written into a hidden folder next to the destination, which is renamed once it is on disk, so that a
+folder at the destination is complete. Several processes may write shards; one of them calls start_partial and publish.
+This module imports neither PyTorch nor Megatron.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from spot_megatron.hf.checksums import CHECKSUMS
 from spot_megatron.hf.index import INDEX_FILE, SINGLE_FILE
 from spot_megatron.hf.safetensors import make_header, plan_shards, read_header, tensor_bytes
 
-# Weights in any format are not copied: beside new weights they would be another model's.
+# Weights in any format are not copied: they would not match the new weights.
 WEIGHT_PATTERNS = (
     CHECKSUMS,
     "*.safetensors",
@@ -40,8 +39,8 @@ SKIPPED_FOLDERS = (".git", ".cache")  # the download tools' own state
 class ShardWriter:
     """Writes `prefix`-00001.safetensors, ... into `folder`, each of at most `shard_bytes` bytes of tensors.
 
-    A single larger tensor gets a file of its own. `tensors` (name -> kind, shape) are all that will come, in the order
-    in which they fill the files; they may be written in any order. finish_shards() then names the files.
+    A larger tensor gets its own file. `tensors` (name -> kind, shape) lists all tensors, in the order in which they
+    fill the files; they may be written in any order. finish_shards() then renames the files.
     """
 
     def __init__(
@@ -59,13 +58,13 @@ class ShardWriter:
                 self._waiting[name] = (descriptor, offset, tensor_bytes(*shard[name]))
 
     def write(self, name: str, data: memoryview) -> None:
-        """Puts a tensor's bytes into their place, once."""
+        """Writes a tensor's bytes to their place in the file. Call it once for each tensor."""
         descriptor, offset, num_bytes = self._waiting.pop(name)
         assert data.nbytes == num_bytes, f"{name} has {data.nbytes} bytes, not {num_bytes}"
         _write_at(descriptor, data, offset)
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Blocks until all shards are on disk."""
         assert not self._waiting, f"not exported: {sorted(self._waiting)[:8]}"
         for descriptor in self._descriptors:
             os.fsync(descriptor)
@@ -82,7 +81,7 @@ def finish_shards(folder: Path, expected: Iterable[str]) -> None:
     """Gives the shards in `folder` their final names and writes the index, unless one file holds everything.
 
     Raises:
-        WeightError: an `expected` tensor is missing: some rank wrote into another file system.
+        WeightError: an `expected` tensor is missing, because a rank wrote to another file system.
     """
     shards = sorted(folder.glob("*.safetensors"))
     weight_map: dict[str, str] = {}
@@ -97,21 +96,21 @@ def finish_shards(folder: Path, expected: Iterable[str]) -> None:
     missing = sorted(set(expected) - set(weight_map))
     if missing:
         raise WeightError(
-            f"{folder} lacks {len(missing)} tensors, the first is {missing[0]}: every machine of the run must see the "
-            "same output folder; put it on a shared file system"
+            f"{folder} lacks {len(missing)} tensors, the first is {missing[0]}: all machines of the run must "
+            "see the same output folder; put it on a shared file system"
         )
     if len(shards) > 1:
         write_index(folder, weight_map, total_size)
 
 
 def write_index(folder: Path, weight_map: Mapping[str, str], total_size: int) -> None:
-    """The index of a folder of several shards: tensor -> file, and the bytes of all tensors."""
+    """Writes the index of a folder of several shards: tensor -> file, and the total size in bytes."""
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
     write_text(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
 
 
 def copy_other_files(source: Path, destination: Path) -> None:
-    """Copies every file of a model folder that holds no weights, byte for byte, with its subfolders."""
+    """Copies all files of a model folder and its subfolders except weights, byte for byte."""
     for path in sorted(source.rglob("*")):
         relative = path.relative_to(source)
         is_weight = any(fnmatch(path.name, pattern) for pattern in WEIGHT_PATTERNS)
@@ -124,10 +123,10 @@ def copy_other_files(source: Path, destination: Path) -> None:
 
 
 def add_older_keys(config_file: Path) -> None:
-    """Adds what transformers 4 reads to a config.json of transformers 5, which has it only under newer names.
+    """Adds the keys that transformers 4 reads to a config.json of transformers 5, which uses newer names.
 
-    Version 4, and servers built on it, would silently take defaults: a `rope_theta` of 10000, no rotary scaling, 128
-    experts. Version 5 reads both forms. A file that has the keys stays as it is, byte for byte.
+    Version 4, and servers built on it, would silently use defaults: a `rope_theta` of 10000, no rotary scaling, 128
+    experts. Version 5 reads both forms. A file that has the keys is left unchanged, byte for byte.
     """
     raw = json.loads(config_file.read_text())
     rope = dict(raw.get("rope_parameters") or {})
@@ -144,7 +143,7 @@ def add_older_keys(config_file: Path) -> None:
 
 
 def refuse_destination(destination: Path, source: Path, replace: bool = False) -> None:
-    """Raises WeightError if `destination` cannot be published: it holds something that may not be replaced, for one."""
+    """Raises WeightError if a folder cannot be published at `destination`."""
     is_empty = destination.is_dir() and not any(destination.iterdir())
     if destination.exists() and not is_empty and not replace:
         raise WeightError(f"{destination} exists already; remove it or name another folder")
@@ -155,12 +154,12 @@ def refuse_destination(destination: Path, source: Path, replace: bool = False) -
 
 
 def partial_folder(destination: Path) -> Path:
-    """Where `destination` is written before it is published."""
+    """The folder in which `destination` is written before it is published."""
     return destination.parent / f".{destination.name}.partial"
 
 
 def start_partial(destination: Path) -> Path:
-    """An empty partial_folder; what an interrupted attempt left there is removed."""
+    """Creates an empty partial_folder; removes the files of an interrupted attempt."""
     partial = partial_folder(destination)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -168,7 +167,7 @@ def start_partial(destination: Path) -> Path:
 
 
 def publish(destination: Path) -> None:
-    """Renames partial_folder(destination) to `destination`, in whose place nothing half-written ever stands."""
+    """Renames partial_folder(destination) to `destination`, replacing a folder there."""
     partial = partial_folder(destination)
     sync_to_disk(partial)
     replaced = destination.parent / f".{destination.name}.replaced"

@@ -69,7 +69,7 @@ class PairGPT(GPTModel):
         layout: PairSeqParams = kwargs["packed_seq_params"]
         # One gather: the last shared position predicts the first token of both suffixes, so it occurs twice;
         # positions of the prompt do not occur.
-        scored_SH = self._whole_pack(hidden_states)[:, 0].index_select(0, layout.head_row)
+        scored_SH = self._whole_pack(hidden_states)[:, 0].index_select(0, layout.head_position)
         holder = self.embedding.word_embeddings if self.head_is_embedding else self.output_layer
         weight_VpH = _weight_of(holder)
         group = self.pg_collection.tp

@@ -1,14 +1,16 @@
-"""Knowing before paying: will a recipe fit on these GPUs, how long will it take, and what would be faster.
+"""`make plan` and `make dryrun`: memory and time of a recipe before it is started, and faster configurations.
 
-Pure Python and numpy; neither torch nor Megatron-Core is imported, so it answers in a second on a laptop.
+Pure Python and numpy: without PyTorch and Megatron-Core (only dryrun.py takes them), a plan takes a second on a laptop.
 
-    model_shapes.py  the model's sizes and parameter counts, from a folder or from the table of published shapes
-    hardware.py      GPUs: memory, rates, links; what was calibrated on which published run
-    split.py         how parallel sizes divide a model over ranks, and what cannot be divided
-    workload.py      pairs (from the file, or assumed) -> the packs that the training's own sampler would make
-    job.py           what a plan is made for
-    memory.py        bytes of a rank, by part
-    costs.py         seconds of a row, a product, a target on a rank      time.py    seconds of the job, by part
-    search.py        the cheapest change that fits; the fastest layouts
-    estimate.py      all of it for one recipe            report.py, figure.py  the answer as text, JSON and HTML
+    models.py     configs of published models, for hub ids without a local folder
+    hardware.py   GPUs: memory, rates, links, and the published run that calibrates each rate
+    inputs.py     the input of a plan
+    workload.py   pairs (from files, or assumed) -> the packs that the training's sampler makes
+    memory.py     bytes of a rank, by part
+    kernels.py    seconds of kernels and collectives on a rank
+    time.py       seconds of the job, by part
+    estimate.py   all of it for one recipe
+    search.py     the cheapest changes that fit; the fastest configurations
+    text.py       an estimate as text and JSON           figure.py   as an HTML page
+    dryrun.py     every rank of a job, built without weights
 """

@@ -2,7 +2,7 @@
 
 Parameters are on PyTorch's meta device, which gives them shapes and no memory, and PyTorch's "fake" backend says that
 this process is rank r of n. Megatron sets up its groups for that rank, builds the rank's model, and the weight map
-reads from a folder that has shapes only, exactly as it would to load the model. So what is checked is what a job does:
+reads from a folder that has shapes only, exactly as it would to load the model. So the checks are those of a real job:
 
     every parameter of every rank has the shape that loading gives it
     over all ranks, every element of every Hugging Face tensor is held, and by one pipeline stage and expert rank only
@@ -64,7 +64,7 @@ class BuiltRank:
 @dataclass(frozen=True)
 class DryRun:
     """All ranks of a job. `num_tensors` and `num_parameters` are the Hugging Face folder's, found over all ranks;
-    `compared` says in words what they agree with."""
+    `compared` names the reference that they agree with."""
 
     ranks: list[BuiltRank]
     num_tensors: int
@@ -218,7 +218,7 @@ class Holdings:
 
 
 def _compare(name: str, hf: HFModelConfig, num_parameters: int) -> str:
-    """Compares the weight map with what is known of the model; says in words what it agrees with."""
+    """Compares the weight map with the published count or the folder's files, and names the reference."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         base = published_name(name)

@@ -1,4 +1,4 @@
-"""One recipe on some GPUs: what it needs, whether it fits, how long it takes."""
+"""Memory and time of one recipe on given GPUs."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Estimate:
 
 
 class Planner:
-    """Estimates of variants of a recipe on one workload; what variants share is computed once."""
+    """Estimates of variants of a recipe on one workload. Packs that variants have in common are computed once."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Planner:
         self._loads: dict[tuple[Any, ...], Load] = {}
 
     def estimate(self, recipe: Recipe, num_gpus: int) -> Estimate:
-        """Raises RecipeError or PairError where this layout cannot run."""
+        """Raises RecipeError or PairError if this configuration cannot run."""
         inputs = self._inputs(recipe, num_gpus)
         load = self._load(recipe, inputs.split)
         return Estimate(
@@ -202,7 +202,7 @@ def _warnings(estimate: Estimate) -> list[str]:
     over = estimate.workload.dropped.get("over_tokens_per_microbatch", 0)
     if over:
         found.append(
-            f"{over} of the assumed pairs take more rows than data.tokens_per_microbatch="
+            f"{over} of the assumed pairs take more positions than data.tokens_per_microbatch="
             f"{recipe.data.tokens_per_microbatch}, at which training stops: lower data.max_tokens or raise the budget"
         )
     if recipe.train.batch_pairs < split.data:

@@ -9,7 +9,7 @@ from spot_megatron.errors import RecipeError
 from spot_megatron.plan.estimate import Estimate
 from spot_megatron.plan.hardware import GIB
 from spot_megatron.plan.search import Option
-from spot_megatron.plan.text import MEMORY_NAMES, duration, layout_words, parameters, step_groups
+from spot_megatron.plan.text import MEMORY_NAMES, duration, parameters, split_words, step_groups
 from spot_megatron.report.charts import Chart, stacked_bar
 from spot_megatron.report.html import render_page
 
@@ -26,14 +26,14 @@ def write_figure(path: Path, estimate: Estimate, fits: Sequence[Option], best: S
         [*memory, *times],
         estimate=estimate,
         parameters=parameters(estimate),
-        layout=layout_words(estimate),
+        split=split_words(estimate),
         total=duration(estimate.seconds),
         usable=estimate.inputs.gpu.usable_bytes / GIB,
         gib=GIB,
         memory=memory,
         times=times,
         options=_rows(fits or best),
-        options_title="Cheapest changes that make it fit" if fits else "Fastest layouts that fit",
+        options_title="Cheapest changes that make it fit" if fits else "Fastest configurations that fit",
     )
     try:
         path.write_text(page, encoding="utf-8")

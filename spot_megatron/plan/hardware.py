@@ -1,4 +1,4 @@
-"""GPUs and links: what the data sheets say, and the share of it that training reaches.
+"""GPUs and links: rates of the data sheets, and the share of them that training reaches.
 
 Every rate that is *reached* is a calibration with one published run as its source, named beside it;
 tests/plan/test_published.py says which rows calibrate and which are held out.
@@ -32,8 +32,8 @@ class Gpu:
     fp8: float | None
     fp32: float  # without TF32, PyTorch's default
     hbm: float
-    nvlink: float  # what collectives reach inside a node
-    network: float  # what a GPU's own network card reaches between nodes
+    nvlink: float  # reached by collectives inside a node
+    network: float  # reached by a GPU's network card between nodes
     watts: float
     gemm_share_bf16: float  # of the peak, by the matrices of a large model
     gemm_share_fp8: float
@@ -96,7 +96,7 @@ def find_gpu(name: str) -> Gpu:
 
 @dataclass(frozen=True)
 class Software:
-    """What the training code fuses and overlaps. Shares of a collective's time that computation does not hide."""
+    """Fusions and overlaps of the training code. `*_exposed` are the shares of collectives that are not overlapped."""
 
     fused_swiglu: bool
     fused_rope: bool

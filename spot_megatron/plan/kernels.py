@@ -1,6 +1,6 @@
 """Seconds of a rank for one position, one key-query product or one scored target, in a layer or in the LM head.
 
-FLOPs follow the usual count: 6 a matrix parameter and row, 12 a query-key product, head and layer (forward and
+FLOPs follow the usual count: 6 a matrix parameter and position, 12 a query-key product, head and layer (forward and
 backward, backward twice the forward).
 """
 
@@ -28,7 +28,7 @@ HOST_SECONDS_EXPERTS = 8.8e-3
 
 
 def matrix_seconds(inputs: PlanInput) -> float:
-    """An average layer's matrices for one row of a rank's share, forward and backward."""
+    """An average layer's matrices for one position of a rank's share, forward and backward."""
     model, p = inputs.model, inputs.split.parallel
     moe_share = model.moe_share
     dense = (model.attention_weights + (1 - moe_share) * model.mlp_weights) / p.tensor
@@ -62,7 +62,7 @@ def attention_seconds(inputs: PlanInput) -> float:
 
 
 def elementwise_bytes(inputs: PlanInput) -> float:
-    """Bytes that an average layer's memory-bound kernels move for one row, forward and backward."""
+    """Bytes that an average layer's memory-bound kernels move for one position, forward and backward."""
     model, p, software = inputs.model, inputs.split.parallel, inputs.software
     q, kv = model.query_width, model.key_value_width
     norms = 20 * model.hidden_size / inputs.split.sequence_shards  # two norms, two residual sums
@@ -91,7 +91,7 @@ def _activation_bytes(model: HFModelConfig, software: Software) -> int:
 
 def head_seconds(inputs: PlanInput, scored: np.ndarray, forward_only: bool) -> np.ndarray:
     """The LM head of micro-batches with `scored` targets: matrices, and the memory-bound work on their logits."""
-    vocab = inputs.model.vocab_size / inputs.split.parallel.tensor  # rows of padding are never computed
+    vocab = inputs.model.vocab_size / inputs.split.parallel.tensor  # logits of the padding are never computed
     product = 2 * vocab * inputs.model.hidden_size * scored / inputs.gpu.gemm(inputs.precision.dtype)
     logits = vocab * scored / inputs.bandwidth  # seconds a byte of each
     if forward_only:
@@ -109,8 +109,11 @@ def head_seconds(inputs: PlanInput, scored: np.ndarray, forward_only: bool) -> n
 
 
 def layer_comm(inputs: PlanInput, forward_only: bool, full: np.ndarray) -> dict[str, np.ndarray]:
-    """Exposed collectives of an average layer, seconds for one row of a rank's share, for each micro-batch of `full`: 1
-    where its layers are computed again, else 0."""
+    """Exposed collectives of an average layer, in seconds for one position of a rank's share.
+
+    Args:
+        full: 1 for each micro-batch whose layers are recomputed, else 0.
+    """
     model, p, software = inputs.model, inputs.split.parallel, inputs.software
     hidden = model.hidden_size * inputs.element_bytes
     moe_share = model.moe_share
@@ -130,20 +133,20 @@ def layer_comm(inputs: PlanInput, forward_only: bool, full: np.ndarray) -> dict[
     return {name: np.broadcast_to(np.asarray(seconds, dtype=float), full.shape) for name, seconds in parts.items()}
 
 
-def _dispatch_seconds(inputs: PlanInput, row_bytes: float) -> float:
-    """One row sent to its experts (or back)."""
+def _dispatch_seconds(inputs: PlanInput, position_bytes: float) -> float:
+    """Seconds in which one position is sent to its experts, or back."""
     size, top_k = inputs.split.parallel.expert, inputs.model.experts_per_token
     group = inputs.group(size, inputs.split.parallel.expert_tensor)
     if not inputs.software.dispatch_once:
-        return group.all_to_all(top_k * row_bytes)
+        return group.all_to_all(top_k * position_bytes)
     nodes = max(1, size // group.in_node)
     ranks_met, nodes_met = (n * (1 - (1 - 1 / n) ** top_k) for n in (size, nodes))
-    inside = ranks_met * row_bytes * (size - 1) / size / group.nvlink
-    return inside + nodes_met * (nodes - 1) / nodes * row_bytes / group.network
+    inside = ranks_met * position_bytes * (size - 1) / size / group.nvlink
+    return inside + nodes_met * (nodes - 1) / nodes * position_bytes / group.network
 
 
 def host_seconds(inputs: PlanInput) -> float:
-    """What the host needs for one layer, forward and backward; the GPU waits where it would be faster."""
+    """Seconds in which the host launches one layer, forward and backward: the least that the layer takes."""
     if inputs.model.moe_layers:
         return HOST_SECONDS_EXPERTS
     return HOST_SECONDS_TENSOR if inputs.split.parallel.tensor > 1 else HOST_SECONDS_DENSE

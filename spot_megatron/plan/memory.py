@@ -28,7 +28,7 @@ from spot_megatron.recipe import Memory, Precision
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank. `transient` is the larger of what the LM head and one layer's backward need for a moment."""
+    """Bytes of one rank. `transient` is the peak of the LM head or of one layer's backward pass, the larger."""
 
     weights: float
     gradients: float
@@ -51,7 +51,7 @@ class RankMemory:
 
 
 def rank_memory(inputs: PlanInput, tokens: int, num_microbatches: int) -> RankMemory:
-    """The rank that needs most, with packs of `tokens` rows and `num_microbatches` of them a step."""
+    """The rank that needs most, with packs of `tokens` positions and `num_microbatches` of them a step."""
     ranks = [stage_memory(inputs, tokens, num_microbatches, stage) for stage in range(inputs.split.parallel.pipeline)]
     return max(ranks, key=lambda rank: rank.total)
 
@@ -77,17 +77,19 @@ def stage_memory(inputs: PlanInput, tokens: int, num_microbatches: int, stage: i
 
 
 def _stage_memory(inputs: PlanInput, tokens: int, num_microbatches: int, stage: int) -> RankMemory:
-    """The same if all packs are recomputed alike."""
-    rows = tokens / inputs.split.parallel.context
+    """A rank of pipeline stage `stage` if all packs are recomputed in the same way."""
+    positions = tokens / inputs.split.parallel.context
     dense, experts = parameters_of_rank(inputs.model, inputs.split, stage)
     weight, gradient, optimizer = bytes_per_parameter(inputs.precision, inputs.memory)
+    shard = dense / inputs.split.dense_shards + experts / inputs.split.expert_shards
+    activations = positions * _activations(inputs, stage, num_microbatches)
     fp8_copies = 2.0 * blocks_of_rank(inputs.model, inputs.split, stage) if inputs.precision.fp8 != "none" else 0.0
     return RankMemory(
         weights=(dense + experts) * weight + fp8_copies,
         gradients=(dense + experts) * gradient,
-        optimizer=optimizer * (dense / inputs.split.dense_shards + experts / inputs.split.expert_shards),
-        activations=rows * _activations(inputs, stage, num_microbatches),
-        transient=_transient(inputs, rows, stage),
+        optimizer=optimizer * shard,
+        activations=activations,
+        transient=max(_transient(inputs, positions, stage), _update_copies(inputs, shard) - activations),
         workspace=WORKSPACE_GIB * GIB,
         stage=stage,
     )
@@ -102,7 +104,7 @@ def bytes_per_parameter(precision: Precision, memory: Memory) -> tuple[int, int,
 
 
 def checkpoint_bytes(num_parameters: int, precision: Precision) -> int:
-    """Of one checkpoint on disk, whatever the layout that writes it: the weights, and in fp32 the optimizer's weights
+    """Of one checkpoint on disk, for any parallel sizes: the weights, and in fp32 the optimizer's weights
     (even where they are the model's own) and two moments."""
     return num_parameters * ((4 if precision.dtype == "fp32" else 2) + 3 * 4)
 
@@ -140,7 +142,7 @@ def _activations(inputs: PlanInput, stage: int, num_microbatches: int) -> float:
 
 
 def layer_bytes(inputs: PlanInput) -> float:
-    """Bytes that an average layer keeps for backward, per row of this rank's packs.
+    """Bytes that an average layer keeps for backward, per position of this rank's packs.
 
     Everything is counted in two-byte elements; fp32 doubles it; FP8 keeps the inputs of matrices in one byte.
     """
@@ -155,10 +157,10 @@ def layer_bytes(inputs: PlanInput) -> float:
     if inputs.precision.fp8 != "none":
         attention += q
     if software.pair_attention:
-        # Both calls' outputs joined; the gathered keys and values of the second, of all rows at most.
+        # Both calls' outputs joined; the gathered keys and values of the second, of all positions at most.
         attention += 2 * q * (inputs.precision.fp8 == "none") + 2 * 2 * kv
     if inputs.memory.recompute == "selective":
-        # Core attention: what it is given stays, and its output as the projection's input.
+        # Core attention: its inputs are kept, and its output as the projection's input.
         attention -= 4 * model.num_heads + (2 * q + 4 * kv if software.pair_attention else 0)
     rotary = 0 if software.fused_rope else 8 * model.head_dim  # sines and cosines of queries and keys
     # Unfused, the activation keeps its two factors besides the first matrix's output and the product.
@@ -171,9 +173,9 @@ def layer_bytes(inputs: PlanInput) -> float:
 
 
 def _expert_bytes(inputs: PlanInput, linear_input: int) -> float:
-    """Of a layer's experts, per row of the pack: what an evenly loaded rank receives (dropless routing)."""
+    """Of a layer's experts, per position of the pack, on an evenly loaded rank (dropless routing)."""
     model, p = inputs.model, inputs.split.parallel
-    copies = model.experts_per_token / p.tensor  # each tensor rank dispatches its own part of the rows
+    copies = model.experts_per_token / p.tensor  # each tensor rank dispatches its own part of the positions
     widths = 2 * 2 * model.expert_ffn_size + linear_input * model.expert_ffn_size
     if not inputs.software.fused_swiglu:  # the activation's factors, and its product before the routing weight
         widths += 6 * model.expert_ffn_size
@@ -182,27 +184,37 @@ def _expert_bytes(inputs: PlanInput, linear_input: int) -> float:
     return copies * (widths + hidden) + 8 * model.num_experts / inputs.split.sequence_shards
 
 
-def _transient(inputs: PlanInput, rows: float, stage: int) -> float:
+def _update_copies(inputs: PlanInput, shard: float) -> float:
+    """Bytes that the update takes when activations are free again: Megatron-Core copies 16-bit gradients of a rank's
+    `shard` of the parameters to fp32. Only optimizers with compact states read them as they are."""
+    precision, memory = inputs.precision, inputs.memory
+    is_compact = memory.master_weights != "fp32" or memory.moments != "fp32"
+    return 4 * shard if precision.dtype == precision.grad_dtype == "bf16" and not is_compact else 0.0
+
+
+def _transient(inputs: PlanInput, positions: float, stage: int) -> float:
     """The peak on top of the kept activations: the LM head's buffers, or the backward pass of one layer.
 
     With full recompute, a layer's backward pass also holds the activations of that layer, when the head's are freed.
     """
     model, p = inputs.model, inputs.split.parallel
     width = model.experts_per_token * model.expert_ffn_size if model.moe_layers else model.intermediate_size
-    layer = rows * inputs.element_bytes * (2 * model.hidden_size / inputs.split.sequence_shards + 3 * width / p.tensor)
+    gradients = 2 * model.hidden_size / inputs.split.sequence_shards + 3 * width / p.tensor
+    layer = positions * inputs.element_bytes * gradients
     if inputs.memory.recompute == "full":
-        layer += rows * layer_bytes(replace(inputs, memory=Memory()))
-    return layer if stage < p.pipeline - 1 else max(layer, head_bytes(inputs, rows))
+        layer += positions * layer_bytes(replace(inputs, memory=Memory()))
+    return layer if stage < p.pipeline - 1 else max(layer, head_bytes(inputs, positions))
 
 
-def head_bytes(inputs: PlanInput, rows: float) -> float:
-    """The LM head's buffers at the start of backward, if every row is scored."""
+def head_bytes(inputs: PlanInput, positions: float) -> float:
+    """The LM head's buffers at the start of backward, if every position is scored."""
     element, hidden = inputs.element_bytes, inputs.model.hidden_size
     vocab = padded_vocab_size(inputs.model.vocab_size, inputs.split.parallel.tensor) // inputs.split.parallel.tensor
-    gathered = rows * hidden * (3 * element + 4)  # whole rows on every tensor rank, scored ones, scaled ones, gradient
+    # Hidden states: all of them on every tensor rank, the scored ones, the scaled ones, and the gradient.
+    gathered = positions * hidden * (3 * element + 4)
     if not inputs.software.tiled_head:
-        return gathered + rows * vocab * (2 + 4)  # bf16 logits and their fp32 copy, which becomes the gradient
+        return gathered + positions * vocab * (2 + 4)  # bf16 logits and their fp32 copy, which becomes the gradient
     head = gpu_head_memory(inputs.gpu.memory_bytes)
-    kept = min(head.kept_bytes, element * rows * vocab)
+    kept = min(head.kept_bytes, element * positions * vocab)
     # A tile's product, its fp32 softmax and its gradient; the empty gradient that autograd is handed for the weight.
-    return gathered + kept + min(head.tile_elements, rows * vocab) * (4 + 2 * element) + element * vocab * hidden
+    return gathered + kept + min(head.tile_elements, positions * vocab) * (4 + 2 * element) + element * vocab * hidden

@@ -1,4 +1,4 @@
-"""The cheapest change that makes a recipe fit, and the fastest layouts on given GPUs."""
+"""Search of the cheapest changes that make a recipe fit, and of the fastest configurations on given GPUs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKS = (4096, 6144, 8192, 12_288, 16_384, 24_576)
 
 @dataclass(frozen=True)
 class Option:
-    """Changes to a recipe (dotted keys), and what they lead to. `num_gpus` differs if more are needed."""
+    """Changes to a recipe (dotted keys), and the estimate with them. `num_gpus` differs if more GPUs are needed."""
 
     changes: dict[str, Any]
     num_gpus: int
@@ -35,7 +35,7 @@ class Option:
 
 
 def cheapest_fits(planner: Planner, recipe: Recipe, num_gpus: int, most: int = 3) -> list[Option]:
-    """Changes after which the recipe fits, least time first: one or two of them, else three, else on more GPUs."""
+    """Changes with which the recipe fits, fastest first: one or two changes, else three, else more GPUs."""
     single = list(_changes(planner, recipe))
     quick = Planner(planner.workload, planner.model, planner.gpu, most_steps=3)
     while num_gpus <= MOST_GPUS:
@@ -66,10 +66,10 @@ def _changes(planner: Planner, recipe: Recipe) -> Iterator[dict[str, Any]]:
     if recipe.memory.recompute != "full":
         yield {"memory.recompute": "full", "memory.recompute_above_tokens": None}
     if recipe.memory.recompute == "none":
-        for rows in KEPT:
-            if rows < (recipe.memory.recompute_above_tokens or data.tokens_per_microbatch):
-                yield {"memory.recompute_above_tokens": rows}
-    longest = int(planner.workload.costs[data.layout][:, 0].max())
+        for positions in KEPT:
+            if positions < (recipe.memory.recompute_above_tokens or data.tokens_per_microbatch):
+                yield {"memory.recompute_above_tokens": positions}
+    longest = int(planner.workload.counts[data.layout][:, 0].max())
     for tokens in PACKS:
         if longest <= tokens < data.tokens_per_microbatch:
             yield {"data.tokens_per_microbatch": tokens}
@@ -93,7 +93,7 @@ def _fitting(planner: Planner, recipe: Recipe, num_gpus: int, candidates: list[d
 
 
 def _memory_fits(planner: Planner, recipe: Recipe, num_gpus: int) -> bool:
-    """A quick look with the fewest micro-batches that fill the pipeline; False where the layout cannot be."""
+    """A quick look with the fewest micro-batches that fill the pipeline; False if the parallel sizes are invalid."""
     if (recipe.memory.recompute_above_tokens or 0) >= recipe.data.tokens_per_microbatch:
         return False
     try:
@@ -104,17 +104,17 @@ def _memory_fits(planner: Planner, recipe: Recipe, num_gpus: int) -> bool:
 
 
 def _try(planner: Planner, recipe: Recipe, num_gpus: int) -> Estimate | None:
-    """None where the layout cannot run."""
+    """None if the configuration cannot run."""
     try:
         return planner.estimate(recipe, num_gpus)
     except (RecipeError, PairError):
         return None
 
 
-def best_layouts(planner: Planner, recipe: Recipe, num_gpus: int, most: int = 5) -> list[Option]:
-    """The layouts that fit and take least time. Precision, data and objective stay as they are."""
+def best_configurations(planner: Planner, recipe: Recipe, num_gpus: int, most: int = 5) -> list[Option]:
+    """The configurations that fit and take least time. Precision, data and objective are the recipe's."""
     quick = Planner(planner.workload, planner.model, planner.gpu, most_steps=3)
-    options = _fitting(quick, recipe, num_gpus, list(_layouts(planner, recipe, num_gpus)))
+    options = _fitting(quick, recipe, num_gpus, list(_configurations(planner, recipe, num_gpus)))
     return _fastest(planner, recipe, options, most)
 
 
@@ -133,16 +133,16 @@ def _value(recipe: Recipe, key: str) -> Any:
     return getattr(getattr(recipe, section), leaf)
 
 
-def _layouts(planner: Planner, recipe: Recipe, num_gpus: int) -> Iterator[dict[str, Any]]:
+def _configurations(planner: Planner, recipe: Recipe, num_gpus: int) -> Iterator[dict[str, Any]]:
     model, data = planner.model, recipe.data
-    longest = int(planner.workload.costs[data.layout][:, 0].max())
+    longest = int(planner.workload.counts[data.layout][:, 0].max())
     packs = sorted({data.tokens_per_microbatch, *(tokens for tokens in PACKS if tokens >= longest)})[:4]
     splits = product((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8, 16), _expert_sizes(model, num_gpus))
     for tensor, context, pipeline, expert in splits:
         if num_gpus % (tensor * context * pipeline) or tensor * context > min(8, model.num_groups):
             continue
         for chunks in _chunks(model, pipeline):
-            ways = [("none", None), ("full", None), *(("none", rows) for rows in KEPT)]
+            ways = [("none", None), ("full", None), *(("none", positions) for positions in KEPT)]
             for (recompute, kept), tokens in product(ways, packs):
                 yield {
                     "parallel.tensor": tensor,

@@ -1,4 +1,4 @@
-"""An estimate in words: one screen for people, one object for machines."""
+"""An estimate as text of one screen, and as one JSON object."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def step_groups(step: StepTime) -> dict[str, float]:
 
 
 def text(estimate: Estimate, fits: Sequence[Option], best: Sequence[Option]) -> str:
-    """The whole answer. `fits`: changes that make it fit, if it does not; `best`: the fastest layouts, if asked for."""
+    """The whole answer. `fits`: changes that make it fit; `best`: the fastest configurations, if requested."""
     lines = [*_heading(estimate), "", *_memory(estimate), *_fit_advice(estimate, fits), "", *_time(estimate)]
     if best:
-        lines += ["", "Fastest layouts that fit", *_options(best, estimate)]
+        lines += ["", "Fastest configurations that fit", *_options(best, estimate)]
     if estimate.warnings:
         lines += ["", *(f"! {warning}" for warning in estimate.warnings)]
     lines += ["", *_assumptions(estimate)]
@@ -56,15 +56,15 @@ def text(estimate: Estimate, fits: Sequence[Option], best: Sequence[Option]) -> 
 def _heading(estimate: Estimate) -> list[str]:
     recipe, split, load = estimate.recipe, estimate.inputs.split, estimate.load
     nodes = f"{split.num_nodes} node{'s' if split.num_nodes > 1 else ''}"
-    rows = f"{recipe.data.tokens_per_microbatch} rows a pack"
+    budget = f"packs of up to {recipe.data.tokens_per_microbatch} positions"
     dropped = "".join(f", {count} {reason.replace('_', ' ')}" for reason, count in estimate.workload.dropped.items())
     saved = estimate.workload.shared_share if recipe.data.layout == "shared" else 0.0
     return [
         f"{recipe.name} on {split.num_gpus} {estimate.inputs.gpu.name.upper()} ({nodes})",
         f"  model    {recipe.model.hf}, {parameters(estimate)} parameters",
-        f"  layout   {layout_words(estimate)}; {rows}",
+        f"  split    {split_words(estimate)}; {budget}",
         f"  pairs    {estimate.workload.source}",
-        f"           {len(estimate.workload.pairs)} used{dropped}; sharing prefixes saves {saved:.0%} of the rows",
+        f"           {len(estimate.workload.pairs)} used{dropped}; sharing prefixes saves {saved:.0%} of the positions",
         f"  run      {load.num_steps} steps of {recipe.train.batch_pairs} pairs; most packs of a rank: "
         f"{load.num_microbatches}",
     ]
@@ -75,7 +75,7 @@ def parameters(estimate: Estimate) -> str:
     return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.2f} million"
 
 
-def layout_words(estimate: Estimate) -> str:
+def split_words(estimate: Estimate) -> str:
     """Parallel sizes above 1, precision and recompute mode."""
     p, recipe = estimate.recipe.parallel, estimate.recipe
     names = ("tensor", "context", "pipeline", "virtual_pipeline", "expert", "expert_tensor")
@@ -86,7 +86,7 @@ def layout_words(estimate: Estimate) -> str:
     precision = recipe.precision.dtype if recipe.precision.fp8 == "none" else f"FP8 {recipe.precision.fp8}"
     states = ", compact optimizer states" if recipe.has_compact_states else ""
     above = recipe.memory.recompute_above_tokens
-    recompute = recipe.memory.recompute if above is None else f"of packs above {above} rows"
+    recompute = recipe.memory.recompute if above is None else f"of packs above {above} positions"
     return f"{words}; {precision}, {recipe.precision.grad_dtype} gradients{states}; recompute {recompute}"
 
 
@@ -166,7 +166,7 @@ def duration(seconds: float) -> str:
 
 
 def as_dict(estimate: Estimate, fits: Sequence[Option], best: Sequence[Option]) -> dict[str, Any]:
-    """For machines: bytes and seconds, every part."""
+    """The JSON object: bytes and seconds of every part."""
     inputs, load = estimate.inputs, estimate.load
     return {
         "recipe": estimate.recipe.name,

@@ -2,7 +2,7 @@
 
 A micro-batch's time on a pipeline stage is the sum of its matrices, attention, memory-bound work and exposed
 collectives, or the time the host needs to launch them if that is longer. A step takes as long as its slowest
-data-parallel rank; what the others wait is shown as imbalance.
+data-parallel rank; the waiting time of the others is shown as imbalance.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spot_megatron.plan.kernels import (
     matrix_seconds,
 )
 from spot_megatron.plan.memory import bytes_per_parameter, parameters_of_rank
-from spot_megatron.plan.workload import PRODUCTS, ROWS, SCORED, Load
+from spot_megatron.plan.workload import POSITIONS, PRODUCTS, SCORED, Load
 from spot_megatron.train.packing import recomputed_above
 
 BUCKETS_EXPOSED = 0.1  # of the gradients' reduction: the last buckets have no backward left to hide behind (assumed)
@@ -68,7 +68,7 @@ def _one_step(inputs: PlanInput, step: np.ndarray) -> dict[str, float]:
     parts = _slowest_stage(inputs, step)
     busy = np.sum(list(parts.values()), axis=0)  # [data ranks, micro-batches]
     bubble = busy.max(axis=1) * (p.pipeline - 1) / (p.virtual_pipeline or 1)
-    p2p = _pipeline_seconds(inputs, step[..., ROWS]).sum(axis=1)
+    p2p = _pipeline_seconds(inputs, step[..., POSITIONS]).sum(axis=1)
     ranks = busy.sum(axis=1) + bubble + p2p
     seconds = {key: float(value.sum(axis=1).mean()) for key, value in parts.items()}
     seconds["pipeline"] = float((bubble + p2p).mean())
@@ -94,28 +94,28 @@ def _slowest_stage(inputs: PlanInput, load: np.ndarray) -> dict[str, np.ndarray]
 def microbatch_seconds(
     inputs: PlanInput, load: np.ndarray, num_layers: int, with_head: bool, forward_only: bool = False
 ) -> dict[str, np.ndarray]:
-    """Seconds of forward and backward of one stage, by part, for loads [..., 3] of rows, products, scored targets."""
+    """Seconds of forward and backward of a stage, by part; `load` is [..., 3] positions, products, scored targets."""
     p = inputs.split.parallel
-    rows, products, scored = (load[..., i] / p.context for i in (ROWS, PRODUCTS, SCORED))
+    positions, products, scored = (load[..., i] / p.context for i in (POSITIONS, PRODUCTS, SCORED))
     # [data ranks, micro-batches] 1 where all layers are computed again.
     above = None if forward_only else recomputed_above(inputs.memory)
-    full = np.zeros_like(rows) if above is None else 1.0 * (load[..., ROWS] > above)
+    full = np.zeros_like(positions) if above is None else 1.0 * (load[..., POSITIONS] > above)
     share = FORWARD if forward_only else 1.0
     attention_share = ATTENTION_FORWARD if forward_only else 1.0
     again = FORWARD * full
     selective = inputs.memory.recompute == "selective" and not forward_only
     attention_again = ATTENTION_FORWARD * np.maximum(full, selective)
 
-    matrices = num_layers * rows * matrix_seconds(inputs)
+    matrices = num_layers * positions * matrix_seconds(inputs)
     attention = num_layers * products * attention_seconds(inputs)
-    elementwise = num_layers * rows * elementwise_bytes(inputs) / inputs.bandwidth
-    comm = {name: num_layers * rows * part for name, part in layer_comm(inputs, forward_only, full).items()}
+    elementwise = num_layers * positions * elementwise_bytes(inputs) / inputs.bandwidth
+    comm = {name: num_layers * positions * part for name, part in layer_comm(inputs, forward_only, full).items()}
     parts = {
         "matrices": share * matrices,
         "attention": attention_share * attention,
         "elementwise": share * elementwise,
         "recompute": again * (matrices + elementwise) + attention_again * attention,
-        "head": head_seconds(inputs, scored, forward_only) if with_head else np.zeros_like(rows),
+        "head": head_seconds(inputs, scored, forward_only) if with_head else np.zeros_like(positions),
         **comm,
     }
     launched = num_layers * host_seconds(inputs) * (share + again)
@@ -123,17 +123,17 @@ def microbatch_seconds(
     return parts
 
 
-def _pipeline_seconds(inputs: PlanInput, rows: np.ndarray) -> np.ndarray:
+def _pipeline_seconds(inputs: PlanInput, positions: np.ndarray) -> np.ndarray:
     """Exposed sending of a micro-batch's hidden states to the next stage, and of their gradients back."""
     p = inputs.split.parallel
     if p.pipeline == 1:
-        return np.zeros_like(rows)
+        return np.zeros_like(positions)
     crosses_nodes = inputs.split.num_gpus // p.pipeline >= inputs.split.gpus_per_node
     rate = (inputs.gpu.network if crosses_nodes else inputs.gpu.nvlink) * 1e9
     chunks = p.virtual_pipeline or 1
     exposed = INTERLEAVED_P2P_EXPOSED if chunks > 1 else 1.0
     shards = p.context * inputs.split.sequence_shards
-    return exposed * 2 * chunks * rows * inputs.model.hidden_size * inputs.element_bytes / shards / rate
+    return exposed * 2 * chunks * positions * inputs.model.hidden_size * inputs.element_bytes / shards / rate
 
 
 def data_seconds(inputs: PlanInput, hidden_behind: float) -> float:
@@ -163,8 +163,8 @@ def optimizer_seconds(inputs: PlanInput) -> float:
 
 def reference_seconds(inputs: PlanInput, load: Load) -> float:
     """One forward pass over every pair, dealt evenly; stages and ranks are busy almost throughout."""
-    total = load.pair_costs.sum(axis=0)[None, :] / inputs.split.data
-    microbatches = max(1.0, total[0, ROWS] / max(load.steps[0][..., ROWS].mean(), 1))
+    total = load.pair_counts.sum(axis=0)[None, :] / inputs.split.data
+    microbatches = max(1.0, total[0, POSITIONS] / max(load.steps[0][..., POSITIONS].mean(), 1))
     layers = inputs.split.layers_of_stage(inputs.model.num_layers)[0]
     parts = microbatch_seconds(inputs, total / microbatches, layers, with_head=True, forward_only=True)
     return float(microbatches * sum(part.sum() for part in parts.values()))
@@ -178,7 +178,7 @@ def start_seconds(inputs: PlanInput) -> float:
 
 
 def model_flops(model: HFModelConfig, load: Load) -> float:
-    """Of the whole run's forward and backward passes over unique rows, without recomputation."""
+    """Of the whole run's forward and backward passes over unique positions, without recomputation."""
     per_step = sum(step.sum(axis=(0, 1)) for step in load.steps) * (load.num_steps / len(load.steps))
     block = 6 * (model.active_weights - model.embedding_weights)
     attention = 12 * model.query_width * model.num_layers

@@ -1,7 +1,7 @@
-"""What a run computes: its pairs, and the packs that the training's own sampler makes of them.
+"""The work of a run: its pairs, and the packs that the training's sampler makes of them.
 
 Pairs come from the recipe's file, or are drawn from stated assumptions. Either way they are TokenPairs, and
-data/pack.py and data/sampler.py say how many rows they take and how they are dealt.
+data/pack.py and data/sampler.py say how many positions they take and how they are dealt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from spot_megatron.data.costs import cost_model
-from spot_megatron.data.pack import Layout, attention_cost, segments
+from spot_megatron.data.pack import Layout, num_shared_tokens, positions_and_products
 from spot_megatron.data.records import Pair, TokenPair, read_pairs
 from spot_megatron.errors import PairError, RecipeError
 from spot_megatron.hf.config import HFModelConfig
@@ -25,12 +25,12 @@ from spot_megatron.train.packing import pack_multiple, recomputed_above, trainin
 
 CHARS_PER_TOKEN = 3.0  # English mathematics under a 150k vocabulary, roughly; used only without the model's tokenizer
 LAYOUTS: tuple[Layout, Layout] = ("shared", "separate")
-ROWS, PRODUCTS, SCORED = range(3)  # columns of a micro-batch's load
+POSITIONS, PRODUCTS, SCORED = range(3)  # columns of a micro-batch's load
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Pairs drawn when there is no file: lognormal response lengths, as arXiv 2603.01683's 4k rectified answers."""
+    """Random pairs for a recipe without files: lognormal response lengths, sized as in arXiv 2603.01683."""
 
     pairs: int = 4000  # arXiv 2603.01683
     prompt: int = 200  # tokens: a competition question with its template
@@ -68,20 +68,20 @@ class Workload:
     missing: tuple[str, ...] = ()
 
     @cached_property
-    def costs(self) -> dict[Layout, np.ndarray]:
-        """By layout, [N, 3]: rows in a pack, key-query products, scored targets of every pair."""
+    def counts(self) -> dict[Layout, np.ndarray]:
+        """By layout, [N, 3]: positions in a pack, key-query products, scored targets of every pair."""
         responses = np.array([len(pair.chosen_ids) + len(pair.rejected_ids) for pair in self.pairs])
-        shared = np.array([segments(pair) for pair in self.pairs])
-        rows_products = {layout: [attention_cost(pair, layout) for pair in self.pairs] for layout in LAYOUTS}
+        shared = np.array([num_shared_tokens(pair) for pair in self.pairs])
+        counted = {layout: [positions_and_products(pair, layout) for pair in self.pairs] for layout in LAYOUTS}
         return {
-            "shared": np.column_stack([rows_products["shared"], responses - shared]),
-            "separate": np.column_stack([rows_products["separate"], responses]),
+            "shared": np.column_stack([counted["shared"], responses - shared]),
+            "separate": np.column_stack([counted["separate"], responses]),
         }
 
     @property
     def shared_share(self) -> float:
-        """Share of the rows of two sequences that sharing the prefix saves."""
-        return 1 - self.costs["shared"][:, ROWS].sum() / self.costs["separate"][:, ROWS].sum()
+        """Share of the positions of two sequences that sharing the prefix saves."""
+        return 1 - self.counts["shared"][:, POSITIONS].sum() / self.counts["separate"][:, POSITIONS].sum()
 
 
 def assumed_pairs(assumptions: Assumptions, recipe: Recipe) -> Workload:
@@ -99,7 +99,7 @@ def assumed_pairs(assumptions: Assumptions, recipe: Recipe) -> Workload:
     ]
     data = recipe.data
     short = [pair for pair in pairs if len(pair.prompt_ids) + len(pair.chosen_ids) <= data.max_tokens]
-    kept = [pair for pair in short if attention_cost(pair, data.layout)[0] <= data.tokens_per_microbatch]
+    kept = [pair for pair in short if positions_and_products(pair, data.layout)[0] <= data.tokens_per_microbatch]
     if not kept:
         raise RecipeError(
             f"data.max_tokens={data.max_tokens} and data.tokens_per_microbatch={data.tokens_per_microbatch} leave none "
@@ -118,7 +118,7 @@ def _pair_of_lengths(name: str, prompt: int, chosen: int, rejected: int, shared:
 
 
 def pairs_of_files(recipe: Recipe, files: Sequence[Path]) -> Workload:
-    """The pairs as training sees them; without the model's tokenizer on this machine, lengths are told by characters.
+    """The pairs as training sees them. Without the model's tokenizer here, lengths are estimated from characters.
 
     Raises:
         PairError: a file cannot be read or no pair is left; the message names line and remedy.
@@ -159,18 +159,18 @@ def _by_characters(record: Pair) -> TokenPair:
 
 @dataclass(frozen=True)
 class Load:
-    """Packs of some of a run's steps, as the sampler plans them, and what stands for the whole run.
+    """Packs of some steps of a run, as the sampler plans them, and totals of the whole run.
 
-    `steps`: for each sampled step, [data ranks, micro-batches, 3] rows with padding, products and scored targets.
+    `steps`: for each sampled step, [data ranks, micro-batches, 3] positions with padding, products and scored targets.
     """
 
     steps: list[np.ndarray]
     num_steps: int
     num_tokens: float  # of the whole run, counted as two sequences a pair
     num_unique_tokens: float  # of the whole run, as laid out, without padding
-    pair_costs: np.ndarray  # [N, 3] of all pairs once, for the reference pass
-    largest_pair: int  # rows
-    padding: float  # share of the sampled steps' rows that are padding
+    pair_counts: np.ndarray  # [N, 3] of all pairs once, for the reference pass
+    largest_pair: int  # positions
+    padding: float  # share of the sampled steps' positions that are padding
 
     @property
     def num_microbatches(self) -> int:
@@ -185,32 +185,33 @@ def plan_steps(recipe: Recipe, split: Split, workload: Workload, model: HFModelC
         PairError: a pair does not fit in data.tokens_per_microbatch.
     """
     data = recipe.data
-    costs, weights = workload.costs[data.layout], cost_model(model)
-    pair_costs = weights.of(costs[:, ROWS], costs[:, PRODUCTS], costs[:, SCORED], recomputed_above(recipe.memory))
-    sampler = training_sampler(recipe, workload.pairs, costs[:, ROWS], pair_costs, split.data)
+    counts, model_costs = workload.counts[data.layout], cost_model(model)
+    positions, products, scored = counts.T
+    pair_costs = model_costs.of(positions, products, scored, recomputed_above(recipe.memory))
+    sampler = training_sampler(recipe, workload.pairs, positions, pair_costs, split.data)
     multiple = pack_multiple(recipe)
     chosen = np.unique(np.linspace(0, sampler.num_steps - 1, min(most_steps, sampler.num_steps)).round().astype(int))
-    steps = [_loads(sampler.plan(int(step)), costs, multiple) for step in chosen]
-    real_rows = sum(costs[sampler.batch(int(step)), ROWS].sum() for step in chosen)
+    steps = [_loads(sampler.plan(int(step)), counts, multiple) for step in chosen]
+    real_positions = sum(counts[sampler.batch(int(step)), POSITIONS].sum() for step in chosen)
     if recipe.train.max_steps is None:
         shown = np.concatenate([sampler.epoch_pairs(epoch) for epoch in range(recipe.train.epochs)])
-        uses = np.bincount(shown, minlength=len(costs))
+        uses = np.bincount(shown, minlength=len(counts))
     else:
         every = [sampler.batch(step) for step in range(sampler.num_steps)]
-        uses = np.bincount(np.concatenate(every), minlength=len(costs))
+        uses = np.bincount(np.concatenate(every), minlength=len(counts))
     return Load(
         steps=steps,
         num_steps=sampler.num_steps,
-        num_tokens=float(uses @ workload.costs["separate"][:, ROWS]),
-        num_unique_tokens=float(uses @ costs[:, ROWS]),
-        pair_costs=costs,
-        largest_pair=int(costs[:, ROWS].max()),
-        padding=1 - real_rows / sum(step[..., ROWS].sum() for step in steps),
+        num_tokens=float(uses @ workload.counts["separate"][:, POSITIONS]),
+        num_unique_tokens=float(uses @ counts[:, POSITIONS]),
+        pair_counts=counts,
+        largest_pair=int(counts[:, POSITIONS].max()),
+        padding=1 - real_positions / sum(step[..., POSITIONS].sum() for step in steps),
     )
 
 
-def _loads(plan: list[list[list[int]]], costs: np.ndarray, multiple: int) -> np.ndarray:
-    loads = np.array([[costs[members].sum(axis=0) for members in rank] for rank in plan], dtype=np.float64)
-    rows = loads[..., ROWS]
-    loads[..., ROWS] = np.maximum(np.ceil(rows / multiple), 1) * multiple
+def _loads(plan: list[list[list[int]]], counts: np.ndarray, multiple: int) -> np.ndarray:
+    loads = np.array([[counts[members].sum(axis=0) for members in rank] for rank in plan], dtype=np.float64)
+    positions = loads[..., POSITIONS]
+    loads[..., POSITIONS] = np.maximum(np.ceil(positions / multiple), 1) * multiple
     return loads

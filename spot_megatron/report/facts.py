@@ -1,4 +1,4 @@
-"""What the page says about a run in words and numbers: headline, checks, held-out accuracy, differences of recipes."""
+"""Facts of a run as text: headline, checks, held-out accuracy, differences between recipes."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class SkillRow:
     cells: list[tuple[str, str] | None]
     difference: str
     interval: str
-    settled: bool  # the interval leaves out 0
+    settled: bool  # the interval excludes 0
 
 
 def headline_table(runs: Sequence[Run]) -> list[list[Fact]]:
-    """A row a fact, a column a run; "-" where a run has no such fact."""
+    """A row for each fact, a column for each run; "-" if a run lacks the fact."""
     columns = [{fact.name: fact for fact in headline(run)} for run in runs]
     names = dict.fromkeys(name for column in columns for name in column)
     return [[column.get(name, Fact(name, "-")) for column in columns] for name in names]
 
 
 def headline(run: Run) -> list[Fact]:
-    """The numbers that are looked at first."""
+    """The numbers at the top of the page."""
     planned = f" of {run.planned_steps}" if run.planned_steps else ""
     epochs = run.settings.get("train.epochs", "?")
     data = f"{len(run.reference):,} pairs, {epochs} epochs planned" if run.reference else "number of pairs unknown"
@@ -92,7 +92,7 @@ def _dropped(run: Run) -> list[Fact]:
 
 
 def checks(run: Run) -> list[Check]:
-    """What is wrong, then what is well, then what is worth knowing."""
+    """Warnings, then passed checks, then notes."""
     found = [_progress(run)]
     found += _first_loss(run)
     found += _not_finite(run)
@@ -113,7 +113,7 @@ def loss_at_reference(run: Run) -> tuple[float, str] | None:
 
 
 def skill_table(runs: Sequence[Run]) -> list[SkillRow]:
-    """Held-out accuracy a skill: the base's, then every run's; the difference is the first run's to its base."""
+    """Held-out accuracy by skill: base first, then every run. The difference is the first run's to its base."""
     skills = list(dict.fromkeys(skill for run in runs for skill in run.skills))
     columns = [runs[0].base_skills, *(run.skills for run in runs)]
     if len(skills) > 1:
@@ -135,7 +135,7 @@ def difference_interval(before: Score, after: Score) -> tuple[float, float]:
 
 
 def recipe_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """(dotted key, each run's value) where runs differ, besides their name and output."""
+    """(dotted key, each run's value) whose values differ between runs, except name and output."""
     keys = list(dict.fromkeys(key for run in runs for key in run.settings if key not in ("name", "output")))
     table = [(key, [plain(run.settings[key]) if key in run.settings else "-" for run in runs]) for key in keys]
     return [(key, values) for key, values in table if len(set(values)) > 1]
@@ -150,7 +150,7 @@ def _progress(run: Run) -> Check:
     if not run.steps:
         return Check("warn", "no step was finished")
     if run.planned_steps is None:
-        return Check("note", f"{_steps(len(run.steps))} finished; how many were planned cannot be told")
+        return Check("note", f"{_steps(len(run.steps))} finished; the number of planned steps is unknown")
     if run.steps[-1] < run.planned_steps:
         return Check("warn", f"step {run.steps[-1]} of {run.planned_steps}: stopped early, or still running")
     return Check("good", f"all {run.planned_steps} steps finished")

@@ -1,4 +1,4 @@
-"""Reads a run folder, whole or not: what cannot be read is left out and told, in `Run.problems`."""
+"""Reads a run folder. Missing and damaged files are skipped and listed in `Run.problems`."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads what a training run left in `folder`.
+    """Reads the folder of a training run.
 
     Raises:
         CheckpointError: the folder holds neither recipe.yaml nor metrics.jsonl.
@@ -93,7 +93,7 @@ def read_run(folder: Path) -> Run:
         inside = sorted(str(path.parent) for path in folder.glob("*/metrics.jsonl"))
         hint = f" Runs inside it: {', '.join(inside)}." if inside else ""
         raise CheckpointError(
-            f"{folder} is no run: it has neither recipe.yaml nor metrics.jsonl.{hint} "
+            f"{folder} is not a run: it has neither recipe.yaml nor metrics.jsonl.{hint} "
             "Give the folder that `make train` writes, the recipe's `output`"
         )
     problems: list[str] = []
@@ -165,7 +165,7 @@ def _parse_recipe(text: str, problems: list[str]) -> Any:
     try:
         return yaml.safe_load(text) if text else {}
     except yaml.YAMLError:
-        problems.append("recipe.yaml is not YAML; it is shown as it stands")
+        problems.append("recipe.yaml is not YAML; it is shown unparsed")
         return {}
 
 
@@ -184,7 +184,7 @@ def _read_dropped(path: Path, problems: list[str]) -> dict[str, int] | None:
 
 
 def _read_evaluation(path: Path, problems: list[str]) -> tuple[Skills, Skills]:
-    """What `tools.eval --json` prints: {"base": result or null, "model": result}. The file is optional."""
+    """The output of `tools.eval --json`: {"base": result or null, "model": result}. The file is optional."""
     if not path.is_file():
         return {}, {}
     result = _read_json(path, problems)
@@ -207,7 +207,7 @@ def _skills(result: dict[str, Any]) -> Skills:
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings -> one with dotted keys. What is no mapping at the top gives nothing."""
+    """Nested mappings -> one with dotted keys. Anything else than a mapping gives an empty one."""
     if not isinstance(value, dict):
         return {}
     flat: dict[str, Any] = {}

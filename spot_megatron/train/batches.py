@@ -19,14 +19,14 @@ def training_batches(
     """The batches of every optimizer step."""
     layout = recipe.data.layout
     costs = dataset.costs(layout, cost_model(hf), packing.recomputed_above(recipe.memory))
-    return packing.training_sampler(recipe, dataset.pairs, dataset.packed_tokens(layout), costs, topology.data_size)
+    return packing.training_sampler(recipe, dataset.pairs, dataset.num_positions(layout), costs, topology.data_size)
 
 
 def one_pass(recipe: Recipe, dataset: PreferencePairDataset, hf: HFModelConfig, topology: Topology) -> BatchSampler:
     """Every pair once, for a forward pass over the data; planning it takes time in proportion to the pairs."""
     data = recipe.data
     return BatchSampler(
-        dataset.packed_tokens(data.layout),
+        dataset.num_positions(data.layout),
         dataset.costs(data.layout, cost_model(hf), None),
         batch_pairs=PASS_PAIRS * topology.data_size,
         epochs=1,

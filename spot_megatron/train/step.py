@@ -146,11 +146,12 @@ class ObjectiveLoss:
 
     def _move_shift(self, chosen: Tensor, rejected: Tensor) -> None:
         """The public reference's order: the micro-batch's own mean, over all data-parallel ranks, enters before use."""
-        sums = torch.stack([(chosen + rejected).sum() / 2, chosen.new_tensor(len(chosen))])
+        count = torch.full((), len(chosen), dtype=torch.float64, device=chosen.device)
+        sums = torch.stack([(chosen + rejected).sum() / 2, count])
         dist.all_reduce(sums, group=mpu.get_data_parallel_group())
-        total, count = sums.tolist()
-        if count:
-            self.shift.update(total / count)
+        total, num_pairs = sums.tolist()
+        if num_pairs:
+            self.shift.update(total / num_pairs)
 
 
 def reduce_sums(

@@ -17,8 +17,8 @@ class StopSignal:
     """Within it, the first such signal and all of the next second are remembered. Later ones act as outside, except
     SIGUSR1, which is ignored."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._flag = torch.zeros(1, device=device)
+    def __init__(self) -> None:
+        self._flag = torch.zeros(1)  # on the host: asking does not wait for the update that runs on the device
         self._received_at: float | None = None
         self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 

@@ -35,19 +35,6 @@ _SAFE = {
     ("pathlib._local", "PosixPath"),
 }
 
-# No metadata has them; BYTEARRAY8 allocates any size before it reads.
-_REFUSED_OPCODES = {
-    "BYTEARRAY8",
-    "NEXT_BUFFER",
-    "READONLY_BUFFER",
-    "PERSID",
-    "BINPERSID",
-    "EXT1",
-    "EXT2",
-    "EXT4",
-    "INST",
-}
-
 # What damaged bytes raise in pickle, and in code that reads the records.
 _PICKLE_ERRORS = (
     pickle.UnpicklingError,
@@ -151,9 +138,9 @@ def _unpickle(file: Path) -> tuple[Any, set[tuple[str, str]]]:
     try:
         data = file.read_bytes()
         for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            is_large = opcode.name.endswith("PUT") and (argument or 0) > number  # pickle allocates up to that index
-            if is_large or opcode.name in _REFUSED_OPCODES:
-                raise pickle.UnpicklingError(f"unexpected opcode {opcode.name}")
+            # genops checks lengths; an index into the memo makes pickle allocate up to it.
+            if opcode.name.endswith("PUT") and (argument or 0) > number:
+                raise pickle.UnpicklingError(f"the memo index {argument} is out of range")
         unpickler = _Unpickler(io.BytesIO(data))
         return unpickler.load(), unpickler.names
     except _PICKLE_ERRORS as error:

@@ -18,7 +18,7 @@ from spot_megatron.hf.names import Sharding
 def merge_qkv(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:
     """[A*D, ...], [G*D, ...], [G*D, ...] -> [(A+2G)*D, ...]: for each group its A/G query heads, its key, its value.
 
-    Weights have a trailing H, biases none. Holds for one rank's heads as for all of them.
+    Weights have a trailing H, biases none. Works for one rank's heads and for all heads.
     """
     num_groups = k.shape[0] // head_dim
     parts = [part.reshape(num_groups, -1, *part.shape[1:]) for part in (q, k, v)]
@@ -55,16 +55,16 @@ def trim_vocab(rows: Tensor, vocab_size: int) -> Tensor:
 
 
 def tp_dim(sharding: Sharding) -> int | None:
-    """The dimension of each Hugging Face tensor that is divided among the tensor-parallel ranks."""
+    """The dimension of each Hugging Face tensor that is split among the tensor-parallel ranks."""
     if sharding is Sharding.REPLICATED:
         return None
     return 1 if sharding is Sharding.COLUMNS else 0
 
 
 def tp_index(shape: tuple[int, ...], sharding: Sharding, rank: int, size: int) -> tuple[slice, ...]:
-    """The part of a tensor of `shape` that belongs to tensor-parallel `rank` of `size`, as an index.
+    """The slice of a tensor of `shape` that belongs to tensor-parallel `rank` of `size`, as an index.
 
-    For a vocabulary, `shape` is the padded one; the slice may then reach beyond the tensor's last row.
+    For a vocabulary, `shape` is the padded shape; the slice may then end beyond the tensor's last row.
     """
     dim = tp_dim(sharding)
     if dim is None:
@@ -75,7 +75,7 @@ def tp_index(shape: tuple[int, ...], sharding: Sharding, rank: int, size: int) -
 
 
 def tp_join(shards: Sequence[Tensor], sharding: Sharding) -> Tensor:
-    """The whole tensor from every rank's part, in rank order."""
+    """The whole tensor from the slices of all ranks, in rank order."""
     dim = tp_dim(sharding)
     return shards[0] if dim is None else torch.cat(list(shards), dim=dim)
 

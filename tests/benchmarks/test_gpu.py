@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import attention, gpu
-from spot_megatron.data.pack import attention_cost, scored_rows
+from spot_megatron.data.pack import num_targets, positions_and_products
 from spot_megatron.model.attention.pair import pair_seq_params
 from tests.support import SHAPE, make_recipe, one_process
 
@@ -34,7 +34,7 @@ def test_rates_of_known_times():
     assert found["tokens_per_second"] == 4 * 2 * (128 + 100) / 2.0 / 2
     assert found["unique_tokens_per_second"] == 4 * (128 + 150) / 2.0 / 2
     pair = dataset.pairs[0]
-    flops = 4 * gpu.model_flops(hf, *attention_cost(pair, "shared"), scored_rows(pair, "shared"))
+    flops = 4 * gpu.model_flops(hf, *positions_and_products(pair, "shared"), num_targets(pair, "shared"))
     assert found["model_tflops_per_second"] == pytest.approx(flops / 2.0 / 2 / 1e12)
     assert found["mfu_on_unique_tokens"] == pytest.approx(flops / 2.0 / 2 / 1e12 / 100)
 

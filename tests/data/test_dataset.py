@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from spot_megatron.data.costs import CostModel, cost_model
 from spot_megatron.data.dataset import PreferencePairDataset
-from spot_megatron.data.pack import attention_cost, build_pack, packed_tokens, scored_rows
+from spot_megatron.data.pack import build_pack, num_positions, num_targets, positions_and_products
 from spot_megatron.data.records import TokenPair
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.data.template import TokenizedPairs
@@ -49,9 +49,9 @@ def test_it_is_a_megatron_dataset() -> None:
 def test_tokens_and_costs() -> None:
     dataset = build(PAIRS)
     for layout in ("shared", "separate"):
-        assert dataset.packed_tokens(layout).tolist() == [packed_tokens(pair, layout) for pair in PAIRS]
-        rows, products = np.array([attention_cost(pair, layout) for pair in PAIRS]).T
-        scored = np.array([scored_rows(pair, layout) for pair in PAIRS])
+        assert dataset.num_positions(layout).tolist() == [num_positions(pair, layout) for pair in PAIRS]
+        rows, products = np.array([positions_and_products(pair, layout) for pair in PAIRS]).T
+        scored = np.array([num_targets(pair, layout) for pair in PAIRS])
         expected = rows + 0.5 * products + 0.25 * scored
         np.testing.assert_allclose(dataset.costs(layout, CostModel(product=0.5, scored=0.25)), expected)
 
@@ -85,7 +85,7 @@ def test_packs_of_a_plan() -> None:
 def test_an_epoch_packs_every_pair_once(pairs: list[TokenPair], dp_size: int) -> None:
     dataset = build(pairs)
     sampler = BatchSampler(
-        dataset.packed_tokens("shared"),
+        dataset.num_positions("shared"),
         dataset.costs("shared", CostModel(0.01, 0.1)),
         batch_pairs=4,
         epochs=1,

@@ -15,7 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spot_megatron.data.pack import Layout, Pack, attention_cost, build_pack, packed_tokens, scored_rows, segments
+from spot_megatron.data.pack import (
+    Layout,
+    Pack,
+    build_pack,
+    num_positions,
+    num_shared_tokens,
+    num_targets,
+    positions_and_products,
+)
 from spot_megatron.data.records import TokenPair
 from tests.data.pairs import long_pairs, token_pair, token_pairs
 
@@ -33,7 +41,7 @@ def visibility(pack: Pack) -> np.ndarray:
     sees = np.zeros((num_rows, num_rows), dtype=bool)
     queried = np.zeros(num_rows, dtype=int)
     calls = [(0, pack.cu_main, pack.cu_main, np.arange(pack.num_main))]
-    calls.append((pack.num_main, pack.cu_suffix_q, pack.cu_suffix_k, pack.suffix_k_index))
+    calls.append((pack.num_main, pack.cu_suffix_q, pack.cu_suffix_k, pack.suffix_k_position))
     for first_row, cu_q, cu_k, key_rows in calls:
         assert cu_q[0] == cu_k[0] == 0
         assert len(cu_q) == len(cu_k)
@@ -83,7 +91,7 @@ def scored(pack: Pack) -> list[Counter]:
     """Per segment: how often each (context tokens, target) is scored."""
     sees = visibility(pack)
     found: list[Counter] = [Counter() for _ in range(3 * len(pack.pair_index))]
-    for row, target, segment in zip(pack.head_row, pack.head_target, pack.head_segment, strict=True):
+    for row, target, segment in zip(pack.head_position, pack.head_target, pack.head_segment, strict=True):
         context = np.flatnonzero(sees[row])
         context = context[np.argsort(pack.position_ids[context], kind="stable")]
         assert (pack.position_ids[context] == np.arange(len(context))).all(), "positions run as in a plain sequence"
@@ -141,19 +149,26 @@ def test_counts_and_types(arguments: tuple[list[TokenPair], Layout, int]) -> Non
     assert num_rows % multiple_of == 0
     assert num_padding < multiple_of if pairs else num_rows == multiple_of
     assert (pack.input_ids == PAD).sum() == num_padding
-    assert pack.num_unique_tokens == sum(packed_tokens(pair, layout) for pair in pairs)
+    assert pack.num_unique_tokens == sum(num_positions(pair, layout) for pair in pairs)
     assert pack.num_tokens == sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
     assert pack.num_main == pack.cu_main[-1]
     assert pack.num_main + pack.num_suffix == num_rows
     assert pack.num_suffix == pack.cu_suffix_q[-1]
-    assert len(set(pack.suffix_k_index.tolist())) == len(pack.suffix_k_index)
+    assert len(set(pack.suffix_k_position.tolist())) == len(pack.suffix_k_position)
     assert pack.pair_index.tolist() == indices
     assert pack.num_chosen.tolist() == [len(pair.chosen_ids) for pair in pairs]
     assert pack.num_rejected.tolist() == [len(pair.rejected_ids) for pair in pairs]
     if layout == "separate":
         assert pack.num_suffix == 0
         assert not (pack.head_segment % 3 == 0).any()
-    int64 = (pack.input_ids, pack.position_ids, pack.suffix_k_index, pack.head_row, pack.head_target, pack.head_segment)
+    int64 = (
+        pack.input_ids,
+        pack.position_ids,
+        pack.suffix_k_position,
+        pack.head_position,
+        pack.head_target,
+        pack.head_segment,
+    )
     assert {array.dtype for array in (*int64, pack.pair_index, pack.num_chosen, pack.num_rejected)} == {np.dtype("i8")}
     assert {array.dtype for array in (pack.cu_main, pack.cu_suffix_q, pack.cu_suffix_k)} == {np.dtype("i4")}
 
@@ -161,8 +176,8 @@ def test_counts_and_types(arguments: tuple[list[TokenPair], Layout, int]) -> Non
 @given(token_pairs(), st.sampled_from(LAYOUTS))
 def test_work_counts_rows_visible_keys_and_targets(pair: TokenPair, layout: Layout) -> None:
     pack = build_pack([pair], [0], layout, 1, PAD)
-    assert attention_cost(pair, layout) == (len(pack.input_ids), visibility(pack).sum())
-    assert scored_rows(pair, layout) == len(pack.head_row)
+    assert positions_and_products(pair, layout) == (len(pack.input_ids), visibility(pack).sum())
+    assert num_targets(pair, layout) == len(pack.head_position)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +191,7 @@ def test_work_counts_rows_visible_keys_and_targets(pair: TokenPair, layout: Layo
     ],
 )
 def test_shared_response_ends_at_the_first_edit(chosen: list[int], rejected: list[int], shared: int) -> None:
-    assert segments(token_pair([9], chosen, rejected)) == shared
+    assert num_shared_tokens(token_pair([9], chosen, rejected)) == shared
 
 
 def test_a_side_that_starts_the_other_has_no_suffix() -> None:
@@ -184,7 +199,7 @@ def test_a_side_that_starts_the_other_has_no_suffix() -> None:
     pack = build_pack(pairs, [0, 1], "shared", 1, PAD)
     assert pack.input_ids.tolist() == [5, 1, 2, 5, 1, 2, 3, 3]
     assert pack.cu_suffix_q.tolist() == [0, 1]
-    assert pack.suffix_k_index.tolist() == [0, 1, 2, 7]
+    assert pack.suffix_k_position.tolist() == [0, 1, 2, 7]
     # The second pair alone needs no second call, so its padding is in the first.
     pack = build_pack(pairs[1:], [1], "shared", 8, PAD)
     assert (pack.num_main, pack.num_suffix) == (8, 0)
@@ -194,7 +209,7 @@ def test_a_side_that_starts_the_other_has_no_suffix() -> None:
 def test_the_branch_row_is_scored_twice() -> None:
     pack = build_pack([token_pair([5, 6], [1, 2], [1, 3])], [0], "shared", 1, PAD)
     # rows: 5 6 1 | 2 | 3; row 2 (the shared 1) predicts both 2 and 3
-    assert pack.head_row.tolist() == [1, 2, 2]
+    assert pack.head_position.tolist() == [1, 2, 2]
     assert pack.head_target.tolist() == [1, 2, 3]
     assert pack.head_segment.tolist() == [0, 1, 2]
 
@@ -202,15 +217,17 @@ def test_the_branch_row_is_scored_twice() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda pack: {"head_row": np.array([1, 2, 3, 4, 5])},  # the row before R in the buffer predicts R's first token
+        lambda pack: {
+            "head_position": np.array([1, 2, 3, 4, 5])
+        },  # the row before R in the buffer predicts R's first token
         lambda pack: {"position_ids": np.arange(len(pack.input_ids))},  # positions by row
-        lambda pack: {"suffix_k_index": np.arange(pack.cu_suffix_k[-1])},  # R sees C
+        lambda pack: {"suffix_k_position": np.arange(pack.cu_suffix_k[-1])},  # R sees C
     ],
 )
 def test_the_check_of_scoring_finds_known_mistakes(wrong: Callable[[Pack], dict[str, Any]]) -> None:
     pair = token_pair([5, 6], [1, 2, 2], [1, 3, 3])
     pack = build_pack([pair], [0], "shared", 1, PAD)
-    assert pack.head_row.tolist() == [1, 2, 3, 2, 5]
+    assert pack.head_position.tolist() == [1, 2, 3, 2, 5]
     check_scoring(pack, [pair])
     with pytest.raises(AssertionError):
         check_scoring(dataclasses.replace(pack, **wrong(pack)), [pair])

@@ -130,6 +130,7 @@ def entry(first, last, shape=(1,), dtype="F32"):
         {"a": 3},
         {"a": {"dtype": "F32"}},
         {"a": entry(0, 4, shape=[-1])},
+        {"a": entry(0, 8, shape=[-1, -2])},
         {"a": entry(0, 4, shape=[1.0])},
         {"a": entry(0, 4, shape=[True])},
         {"a": entry(0, 4, shape="1")},

@@ -152,7 +152,7 @@ def test_publish_replaces_and_cleans_up(tmp_path):
 
 
 def test_an_interrupted_export_leaves_no_destination(tmp_path, monkeypatch):
-    """Whatever call fails while writing, the destination is absent, or the earlier one is still whole."""
+    """If any call fails while writing, the destination is absent, or the earlier one is complete."""
     destination = tmp_path / "out"
     (start_partial(destination) / "file").write_text("earlier")
     publish(destination)

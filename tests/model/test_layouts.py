@@ -102,10 +102,12 @@ def test_a_wrong_branch_label_would_be_seen(tmp_path):
         (model,) = random_model(recipe, SHAPE, torch.float64)
         right = pack([0], "shared")
         first_rejected = (right.head_segment == 2).argmax()
-        row = right.head_row.copy()
+        row = right.head_position.copy()
         row[first_rejected] = right.num_main - 1
         with pytest.raises(AssertionError):
-            assert_same(loss_and_grads(model, [replace(right, head_row=row)]), loss_and_grads(model, [right]), 1e-2)
+            assert_same(
+                loss_and_grads(model, [replace(right, head_position=row)]), loss_and_grads(model, [right]), 1e-2
+            )
 
 
 def test_head_tiles_change_nothing(tmp_path, monkeypatch):

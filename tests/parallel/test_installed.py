@@ -30,9 +30,9 @@ def test_what_is_there_and_what_is_not():
 
 
 def test_a_broken_package_is_named_with_its_error(broken):
-    with pytest.raises(RecipeError, match="flash-attn is installed, but its import fails .*undefined symbol"):
+    with pytest.raises(RecipeError, match=r"flash-attn is installed, but its import fails .*undefined symbol"):
         pick_kernel("flash2", torch.bfloat16)
-    with pytest.raises(RecipeError, match="Transformer Engine is installed, but its import fails .*undefined symbol"):
+    with pytest.raises(RecipeError, match=r"Transformer Engine is installed, but its import fails .*undefined symbol"):
         has_transformer_engine()
-    with pytest.warns(UserWarning, match="attention kernel flash2: .*undefined symbol.*another one is used"):
+    with pytest.warns(UserWarning, match=r"attention kernel flash2: .*undefined symbol.*another one is used"):
         assert pick_kernel("auto", torch.bfloat16) == "torch"

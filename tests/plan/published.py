@@ -1,7 +1,7 @@
-"""Published runs that the plan is checked against, as data. Every row says where it stands, and whether it calibrates.
+"""Published runs that the plan is checked against, as data. Every row names its source, and whether it calibrates.
 
-Seven rows calibrate one constant each (plan/hardware.py, plan/costs.py); all others are held out. `OTHER_SOFTWARE` are
-published figures of software that the plan does not describe: they are printed, not asserted.
+Seven rows calibrate one constant each (plan/hardware.py, plan/kernels.py); all others are held out. `OTHER_SOFTWARE`
+are published figures of software that the plan does not describe: they are printed, not asserted.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def test_what_does_not_fit_says_what_would(capsys, recipe):
     screen = capsys.readouterr().out
     assert "DOES NOT FIT" in screen
     assert "--set" in screen.split("cheapest changes that make it fit")[1].split("Time, if it fitted")[0]
-    assert "Fastest layouts that fit" in screen
+    assert "Fastest configurations that fit" in screen
 
 
 def test_json_and_a_page(capsys, tmp_path, recipe):
@@ -108,7 +108,7 @@ def test_mistakes_end_with_code_2(capsys, recipe, arguments, words):
 
 
 def test_needs_neither_torch_nor_megatron_and_two_seconds(recipe):
-    """On a laptop: processor time, as the wall clock of a busy machine tells nothing."""
+    """On a laptop: processor time, as the wall clock depends on the machine's load."""
     code = (
         f"import sys; from tools.plan import main; main([{recipe!r}]);"
         "print([m for m in ('torch', 'megatron', 'transformers') if m in sys.modules])"

@@ -1,4 +1,4 @@
-"""What the plan counts against what this project's own model, gradients and optimizer hold on the CPU."""
+"""Planned bytes against those of this project's model, gradients and optimizer on the CPU."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_constants_are_the_codes(monkeypatch):
 
 
 def test_software_is_this_project(tmp_path):
-    """What the plan assumes of the code, read from the configuration that a GPU run gets."""
+    """The plan's assumptions about the code against the configuration of a GPU run."""
     built = config.transformer_config(SHAPE, make_recipe(tmp_path), "cuda")
     assert built.bias_activation_fusion == THIS_PROJECT.fused_swiglu
     assert built.moe_token_dispatcher_type == "alltoall"
@@ -65,11 +65,13 @@ def test_software_is_this_project(tmp_path):
 @pytest.mark.parametrize(("dtype", "grad_dtype"), [("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16")])
 def test_states_of_a_real_optimizer(tmp_path, dtype, grad_dtype):
     """Bytes of weights, gradient buffers, masters and moments of one rank, after an update."""
-    recipe = make_recipe(tmp_path, precision={"dtype": dtype, "grad_dtype": grad_dtype})
+    precision = {"dtype": dtype, "grad_dtype": grad_dtype}
+    recipe = make_recipe(tmp_path, precision=precision)
     with one_process(recipe):
         chunks = random_model(recipe, dtype=config.DTYPES[dtype])
         policy = make_trainable(chunks, recipe)
-        policy.update(1e-6)
+        policy.squared_grad_norm()  # prepares the gradients, as a step does
+        policy.update(1e-6, 1.0)
         weights = sum(p.numel() * p.element_size() for p in chunks[0].parameters())
         buffers = policy.wrapped[0].buffers
         gradients = sum(b.grad_data.numel() * b.grad_data.element_size() for b in buffers)
@@ -125,7 +127,7 @@ def _saved_bytes(folder, recompute: str, num_layers: int) -> tuple[float, int, f
                 attention_mask=None,
                 packed_seq_params=batch.layout,
             )
-        return sum(t.untyped_storage().nbytes() for t in kept.values()), num_rows, len(pack.suffix_k_index)
+        return sum(t.untyped_storage().nbytes() for t in kept.values()), num_rows, len(pack.suffix_k_position)
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])

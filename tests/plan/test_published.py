@@ -51,7 +51,7 @@ def test_speed():
     assert not worst
 
 
-def test_calibration_is_no_fit_a_row():
+def test_most_rows_calibrate_nothing():
     """Each constant rests on one row, and most rows rest on none."""
     used = [row.calibrates for row in SPEEDS if row.calibrates]
     assert len(used) == len(set(used))
@@ -86,7 +86,7 @@ def test_peak_memory():
 
 
 def test_known_states_are_closer():
-    """Where everything is known, the states are within 5%: what is missing is small buffers."""
+    """Where everything is known, the states are within 5%: small buffers are missing."""
     for row in (row for row in PEAKS if row.knows_gpus):
         split = Split(Parallel(**row.parallel), row.num_gpus)
         dense, experts = parameters_of_rank(row.model, split, split.parallel.pipeline - 1)

@@ -7,7 +7,7 @@ import pytest
 from spot_megatron.errors import RecipeError
 from spot_megatron.plan.estimate import Planner, make_planner, with_changes
 from spot_megatron.plan.hardware import find_gpu
-from spot_megatron.plan.search import best_layouts, cheapest_fits
+from spot_megatron.plan.search import best_configurations, cheapest_fits
 from spot_megatron.recipe import Recipe, load_recipe
 
 
@@ -56,7 +56,7 @@ def test_more_gpus_where_nothing_else_helps(recipe_for):
 def test_best_layouts_fit_and_beat_the_recipe(recipe_for):
     recipe = recipe_for("Qwen/Qwen3-30B-A3B", "memory.recompute=full", "parallel.expert=8", "precision.grad_dtype=bf16")
     planner = planner_for(recipe, "h200")
-    found = best_layouts(planner, recipe, 8)
+    found = best_configurations(planner, recipe, 8)
     own = planner.estimate(recipe, 8)
     assert own.fits
     assert len(found) == 5
@@ -67,7 +67,7 @@ def test_best_layouts_fit_and_beat_the_recipe(recipe_for):
 
 def test_best_layouts_name_only_changes(recipe_for):
     recipe = recipe_for("Qwen/Qwen3-0.6B", "memory.recompute=none")
-    found = best_layouts(planner_for(recipe), recipe, 8)
+    found = best_configurations(planner_for(recipe), recipe, 8)
     for option in found:
         assert with_changes(recipe, option.changes) == option.estimate.recipe
         for key, value in option.changes.items():

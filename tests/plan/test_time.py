@@ -52,9 +52,9 @@ def test_flops_of_the_real_model(tmp_path, recompute):
     model = SHAPE
     inputs = PlanInput(model, Split(Parallel(), 1), recipe.precision, recipe.memory, COUNTER)
     layers = model.num_layers * len(pack.input_ids) * matrix_seconds(inputs) * (4 / 3 if recompute == "full" else 1)
-    head = head_seconds(inputs, np.array([len(pack.head_row)]), forward_only=False)
+    head = head_seconds(inputs, np.array([len(pack.head_position)]), forward_only=False)
     in_place = (
-        2 * 2 * model.vocab_size * model.hidden_size * len(pack.head_row)
+        2 * 2 * model.vocab_size * model.hidden_size * len(pack.head_position)
     )  # of the head's backward; the counter omits addmm_
     assert matrices + in_place == pytest.approx(layers + float(head[0]))
 

@@ -15,8 +15,8 @@ from spot_megatron.parallel.split import Split
 from spot_megatron.plan.estimate import make_planner
 from spot_megatron.plan.hardware import find_gpu
 from spot_megatron.plan.workload import (
+    POSITIONS,
     PRODUCTS,
-    ROWS,
     SCORED,
     Assumptions,
     Workload,
@@ -45,7 +45,7 @@ def test_a_real_run_computes_the_planned_tokens(tmp_path):
     assert planned.load.num_steps == len(rows) == 3
     assert planned.load.num_tokens == sum(row["tokens"] for row in rows)
     assert planned.load.num_unique_tokens == sum(row["unique_tokens"] for row in rows)
-    assert [step[..., ROWS].sum() for step in planned.load.steps] == [row["unique_tokens"] for row in rows]
+    assert [step[..., POSITIONS].sum() for step in planned.load.steps] == [row["unique_tokens"] for row in rows]
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
@@ -63,8 +63,8 @@ def test_packs_are_those_of_training(tmp_path, layout, order):
     for step, planned in enumerate(load.steps):
         packs = [dataset.pack(members, layout, 1) for members in sampler.plan(step)[0]]
         assert planned.shape == (1, len(packs), 3)
-        assert planned[0, :, ROWS].tolist() == [len(pack.input_ids) for pack in packs]
-        assert planned[0, :, SCORED].tolist() == [len(pack.head_row) for pack in packs]
+        assert planned[0, :, POSITIONS].tolist() == [len(pack.input_ids) for pack in packs]
+        assert planned[0, :, SCORED].tolist() == [len(pack.head_position) for pack in packs]
         products = [_products(pack.cu_main) + _products(pack.cu_suffix_q, pack.cu_suffix_k) for pack in packs]
         assert planned[0, :, PRODUCTS].tolist() == [max(n, 0) for n in products]
     uses = np.concatenate([sampler.batch(step) for step in range(sampler.num_steps)])
@@ -86,7 +86,7 @@ def test_padding_is_that_of_training(tmp_path, fp8, parallel):
     recipe = make_recipe(tmp_path, precision={"dtype": "bf16", "fp8": fp8}, parallel=parallel)
     split = Split(recipe.parallel, 8)
     load = plan_steps(recipe, split, Workload(random_pairs(16), "", {}), SMALL)
-    assert all((step[..., ROWS] % pack_multiple(recipe) == 0).all() for step in load.steps)
+    assert all((step[..., POSITIONS] % pack_multiple(recipe) == 0).all() for step in load.steps)
     assert 0 <= load.padding < 1
 
 
@@ -98,7 +98,7 @@ def test_assumed_pairs_are_as_assumed(tmp_path):
     assert not workload.dropped
     assert lengths.mean() == pytest.approx(800, rel=0.05)
     assert lengths.std() / lengths.mean() == pytest.approx(0.6, rel=0.1)
-    shared = 2 * lengths.sum() - (workload.costs["shared"][:, SCORED]).sum()
+    shared = 2 * lengths.sum() - (workload.counts["shared"][:, SCORED]).sum()
     assert shared / lengths.sum() == pytest.approx(0.6, rel=0.05)
 
 
@@ -107,7 +107,7 @@ def test_assumed_pairs_count_what_training_refuses(tmp_path):
     workload = assumed_pairs(Assumptions(response=600), recipe)
     assert len(workload.pairs) + sum(workload.dropped.values()) == 4000
     assert set(workload.dropped) == {"too_long", "over_tokens_per_microbatch"}
-    assert workload.costs["shared"][:, ROWS].max() <= 1200
+    assert workload.counts["shared"][:, POSITIONS].max() <= 1200
 
 
 @pytest.mark.parametrize("item", ["tokens=3", "response", "response=x", "shared=1", "cv=0"])

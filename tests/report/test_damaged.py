@@ -24,7 +24,7 @@ def test_a_killed_run_says_how_far_it_came(tmp_path):
     assert len(page.values("Loss")) == 5
 
 
-def test_rows_that_are_not_finite_are_gaps_and_are_told(tmp_path):
+def test_rows_that_are_not_finite_are_gaps_and_are_reported(tmp_path):
     changes = {"s4": {"loss": math.nan}, "s5": {"loss": math.inf, "grad_norm": None}, "s7": {"seconds": "x"}}
     page = Page(make_run(tmp_path / "run", **changes))
     assert "loss is missing or not finite in 2 steps (first: step 4)" in warnings_of(page)
@@ -61,7 +61,7 @@ def test_a_run_killed_before_its_first_step(tmp_path):
     assert "Pairs by log-probability" in page.html
 
 
-def test_damaged_files_are_told(tmp_path):
+def test_damaged_files_are_reported(tmp_path):
     run = make_run(tmp_path / "run")
     (run / "recipe.yaml").write_text("name: [")
     (run / "environment.json").write_text("{")
@@ -80,11 +80,11 @@ def test_damaged_files_are_told(tmp_path):
 def test_a_folder_that_is_no_run(tmp_path):
     run = make_run(tmp_path / "runs" / "mine")
     for folder in (tmp_path / "nowhere", tmp_path, run / "metrics.jsonl"):
-        with pytest.raises(CheckpointError, match=r"is no run.*make train"):
+        with pytest.raises(CheckpointError, match=r"is not a run.*make train"):
             write_report(folder)
     with pytest.raises(CheckpointError, match=r"Runs inside it: .*mine"):
         write_report(tmp_path / "runs")
-    with pytest.raises(CheckpointError, match="nowhere is no run"):
+    with pytest.raises(CheckpointError, match="nowhere is not a run"):
         write_report(run, [tmp_path / "nowhere"])
     with pytest.raises(CheckpointError, match="at most 5"):
         write_report(run, [run] * 6)

@@ -178,7 +178,13 @@ def test_the_questions_are_asked_as_the_recipe_says(trained, tmp_path, capsys):
     assert launch.main([*trained, "evaluation.max_new_tokens=5", "evaluation.samples=3"]) == 0
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     for side in ("base", "model"):
-        assert result[side]["skills"]["products"] == {"correct": 0, "total": 3, "accuracy": 0.0, "cut": 3}
+        assert result[side]["skills"]["products"] == {
+            "correct": 0,
+            "total": 3,
+            "accuracy": 0.0,
+            "undecided": 0,
+            "cut": 3,
+        }
     printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("+ python -m tools.eval "))
     flags = eval_parser().parse_args(shlex.split(printed)[4:])
     assert (flags.base, flags.samples, flags.max_new_tokens, flags.temperature) == (
@@ -220,7 +226,7 @@ def test_the_base_may_be_a_hub_id(trained, monkeypatch, tmp_path):
 
 def test_what_stops_the_evaluation_is_told_without_a_traceback(trained, monkeypatch, capsys):
     assert launch.main([*trained, "model.hf=nowhere"]) == 2
-    assert "there is no folder nowhere" in capsys.readouterr().err
+    assert "the folder nowhere does not exist" in capsys.readouterr().err
     monkeypatch.setattr(launch, "evaluate", lambda recipe: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(launch, "run_alone", lambda command: 0)
     assert launch.main(trained) == 75

@@ -68,3 +68,31 @@ def test_options_reach_the_command(python, arguments, words):
     (command,) = asked(python)
     assert all(word in command for word in words), command
     assert command in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["elicit", "QUESTIONS=/a b/q.jsonl", "BASE_URL=u1 u2", "MODEL=m", "OUT=/c d"],
+         "-m tools.elicit --questions /a b/q.jsonl --base-url u1 u2 --model m --output /c d/elicit"),
+        (["rectify", "OUT=/c d", "ARGS=--import-human x.md"],
+         "-m tools.rectify --errors /c d/elicit/errors.jsonl --output /c d/rectify --import-human x.md"),
+        (["pairs", "TOKENIZER=/t t"], "--tokenizer /t t --output data/run/pairs.jsonl"),
+    ],
+)  # fmt: skip
+def test_the_data_half_takes_paths_with_spaces_and_a_person(python, arguments, words):
+    done = make(python, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert words in " ".join(asked(python)[0].split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [(["elicit", "QUESTIONS=q"], "BASE_URL"), (["rectify"], "BASE_URL"), (["pairs"], "TOKENIZER")],
+)
+def test_a_missing_variable_is_one_line_with_its_name(python, arguments, name):
+    done = make(python, *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert f"{name} is not set" in done.stderr

@@ -75,7 +75,7 @@ def test_rounding_passes(pairs, dtype, layout, per_pack):
 
 
 def predicting_row_before(pack: Pack) -> Pack:
-    return dataclasses.replace(pack, head_row=np.maximum(pack.head_row - 1, 0))
+    return dataclasses.replace(pack, head_position=np.maximum(pack.head_position - 1, 0))
 
 
 def shifted_targets(pack: Pack) -> Pack:

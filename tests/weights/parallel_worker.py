@@ -1,4 +1,4 @@
-"""What test_parallel.py runs in several processes: `python -m tests.weights FOLDER`.
+"""The program of test_parallel.py, in several processes: `python -m tests.weights FOLDER`.
 
 For every parallel layout and every model in FOLDER/models: load, compute logits, export. Then checkpoints across
 layouts: imported by one process and loaded here, written here and loaded under another layout.
@@ -49,7 +49,7 @@ LAYOUTS: dict[str, dict[str, int]] = {
 
 
 def layouts(num_processes: int, has_experts: bool) -> list[str]:
-    """What a test of so many processes tries: of those that need fewer, all but the ones that fewer have tried."""
+    """The splits to test with this number of processes, without those that tests of fewer processes cover."""
     sizes = {name: split.get("tensor", 1) * split.get("pipeline", 1) for name, split in LAYOUTS.items()}
     for name in ("tp4ep2", "pp4ep2"):
         sizes[name] = 8
@@ -89,7 +89,7 @@ def run_layout(folder: Path, layout: str, sources: list[Path], stores: list[dist
                 chunks = build_model(transformer_config(config, recipe, "cpu"), config)
                 for chunk in chunks:
                     for parameter in chunk.parameters():
-                        parameter.data.fill_(float("inf"))  # whatever is not filled shows
+                        parameter.data.fill_(float("inf"))  # a parameter that is not filled is found
                 fill(chunks)
                 check_padding(chunks, topology)
                 if name == "imported":

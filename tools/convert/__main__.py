@@ -1,13 +1,14 @@
-"""Hugging Face folder -> Megatron distributed checkpoint, and back; and the proof that two folders hold the same bits.
+"""Converts a Hugging Face folder to a Megatron distributed checkpoint and back, and compares two folders.
 
     python -m tools.convert import --hf DIR --output DIR
     python -m tools.convert export --checkpoint DIR --output DIR
     python -m tools.convert verify --a DIR --b DIR [--logits PROMPTS.jsonl]
 
-Files are copied piece by piece in several processes, so the memory does not grow with the model, and a conversion that
-was killed goes on when it is started again. A run's own checkpoints can be exported too. `verify` prints every tensor
-that differs, the largest difference of every layer and the first that differs, and then returns 1. With --logits it
-compares what transformers computes on A with what Megatron computes on B, which may be a Megatron checkpoint.
+Several processes copy the files in small batches, so memory does not grow with the model. Run the same command again to
+resume a conversion that was killed. Checkpoints of a run can be exported as well. If the folder to read has SHA256SUMS,
+it is verified first. `verify` prints each tensor that differs, the largest difference of each layer and the first layer
+that differs, and then exits with 1. With --logits it compares the hidden states and logits of transformers on A with
+those of Megatron on B, which may be a Megatron checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TOLERANCES = {"cpu": 1e-5, "cuda": 2e-3}  # GPUs may multiply fp32 in TF32, whic
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    # Megatron-Core tells of GPU packages that the CPU does without, PyTorch of Megatron-Core's old calls.
+    # Megatron-Core warns of missing GPU packages, PyTorch of deprecated calls in Megatron-Core.
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")
     try:
         return _run(options)
@@ -52,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def check_can_split(source: Path, overrides: list[str]) -> None:
-    """The checkpoint is the same for every parallel split; here is told whether the model divides into this one."""
+    """Raises RecipeError if the model cannot be split this way. The checkpoint itself is the same for every split."""
     from spot_megatron.hf.config import read_hf_config
     from spot_megatron.parallel.split import Split, check_split
     from spot_megatron.recipe import parallel_sizes
@@ -64,12 +65,12 @@ def check_can_split(source: Path, overrides: list[str]) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     if not options.logits and (options.device or options.tolerance is not None):
-        raise RecipeError("--device and --tolerance are for --logits, which names a file of prompts; add it")
+        raise RecipeError("--device and --tolerance require --logits PROMPTS.jsonl")
     device = options.device or "cpu"
     tolerance = TOLERANCES[device] if options.tolerance is None else options.tolerance
     code = 0
     if not (options.logits and (options.b / MODEL_FOLDER).is_dir()):
-        from tools.convert.compare import differences, report  # PyTorch, which a conversion does without
+        from tools.convert.compare import differences, report  # imports PyTorch; a conversion does not
 
         found = differences(options.a, options.b)
         same = f"{options.a} and {options.b} hold the same tensors, bit for bit"
@@ -102,24 +103,27 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="parallel.key=value",
         dest="overrides",
-        help="a split that the checkpoint is for: checked against the model; the checkpoint loads at any",
+        help="check that the model can be split this way; the checkpoint can be loaded with any split",
     )
-    exporting = commands.add_parser("export", help="Megatron checkpoint (imported, or a run's) -> Hugging Face folder")
+    exporting = commands.add_parser("export", help="Megatron checkpoint (of import or of a run) -> Hugging Face folder")
     exporting.add_argument("--checkpoint", type=Path, required=True)
     exporting.add_argument("--output", type=Path, required=True)
-    exporting.add_argument("--shard-gb", type=float, default=5.0, help="largest file, in 10^9 bytes (default 5)")
+    exporting.add_argument(
+        "--shard-gb", type=float, default=5.0, help="maximum size of a file in 10^9 bytes (default: 5)"
+    )
     for command in (importing, exporting):
         workers = min(4, os.cpu_count() or 1)
-        command.add_argument("--workers", type=int, default=workers, help=f"processes (here by default {workers})")
+        command.add_argument("--workers", type=int, default=workers, help=f"number of processes (default: {workers})")
     verifying = commands.add_parser("verify", help="compare the tensors of two Hugging Face folders")
     verifying.add_argument("--a", type=Path, required=True)
     verifying.add_argument("--b", type=Path, required=True)
-    verifying.add_argument("--logits", type=Path, help="JSONL of prompts: compare hidden states and logits as well")
-    verifying.add_argument("--device", choices=["cpu", "cuda"], help="with --logits: where Megatron runs (default cpu)")
+    verifying.add_argument("--logits", type=Path, help="JSONL file of prompts; also compares hidden states and logits")
+    verifying.add_argument("--device", choices=["cpu", "cuda"], help="with --logits: device of Megatron (default: cpu)")
     verifying.add_argument(
         "--tolerance",
         type=float,
-        help=f"with --logits: of the largest magnitude (default {TOLERANCES['cpu']:g}; on cuda {TOLERANCES['cuda']:g})",
+        help="with --logits: relative to the largest magnitude "
+        f"(default: {TOLERANCES['cpu']:g}; cuda: {TOLERANCES['cuda']:g})",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""Do two Hugging Face folders hold the same tensors? No Megatron here."""
+"""Compares the tensors of two Hugging Face folders. This module does not import Megatron."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tools.convert.copy_plan import row_ranges
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor that two folders do not share bit for bit; `largest` is None where values cannot be compared."""
+    """A tensor that differs between two folders; `largest` is None if the values cannot be compared."""
 
     name: str
     text: str
@@ -26,7 +26,7 @@ class Difference:
 
     @property
     def part(self) -> str:
-        """The part of the model, as its forward pass meets it."""
+        """The part of the model, in the terms of its forward pass."""
         if self.name == EMBEDDING:
             return "embedding"
         layer = re.match(r"model\.layers\.(\d+)\.", self.name)
@@ -39,7 +39,7 @@ class Difference:
 
 
 def differences(a: Path, b: Path) -> list[Difference]:
-    """Every tensor that two Hugging Face folders do not share bit for bit, in the order of the forward pass."""
+    """All tensors that are not bitwise equal in two Hugging Face folders, in the order of the forward pass."""
     left, right = HFFolder(a), HFFolder(b)
     names_left, names_right = _own_tensors(left), _own_tensors(right)
     found = [Difference(name, f"only in {a}", None) for name in names_left - names_right]
@@ -58,7 +58,7 @@ def differences(a: Path, b: Path) -> list[Difference]:
 
 
 def _compare_values(name: str, left: HFFolder, right: HFFolder) -> Difference:
-    """Counts unequal values, some rows at a time."""
+    """Counts unequal values, reading a few rows at a time."""
     count, largest, total = 0, 0.0, 0
     for ours, theirs in _runs(name, left, right):
         unequal = ~((ours == theirs) | (ours.isnan() & theirs.isnan()))
@@ -79,7 +79,7 @@ def _runs(name: str, left: HFFolder, right: HFFolder) -> Iterator[tuple[torch.Te
 
 
 def report(found: Sequence[Difference]) -> list[str]:
-    """A line for every difference, the largest of each part of the model, and the first part that differs."""
+    """A line for each difference, the largest error of each part of the model, and the first part that differs."""
     lines = [f"{difference.name}: {difference.text}" for difference in found]
     parts = list(dict.fromkeys(difference.part for difference in found))
     for part in parts:
@@ -95,7 +95,7 @@ def _nan_first(error: float) -> float:
 
 
 def _own_tensors(folder: HFFolder) -> set[str]:
-    """Names without what config.json implies: rotary frequencies, and a copy of the embedding as `lm_head`."""
+    """Names without tensors that follow from config.json: rotary frequencies, and a tied `lm_head`."""
     names = {name for name in folder.names() if not is_derived(name)}
     if {LM_HEAD, EMBEDDING} <= names and read_hf_config(folder.folder).tied:
         names -= {LM_HEAD} if same_bytes(folder.spans[LM_HEAD], folder.spans[EMBEDDING]) else set()

@@ -1,4 +1,4 @@
-"""Does Megatron's model compute what transformers computes? Hidden states of every layer, and logits, over prompts."""
+"""Compares Megatron's model with transformers on prompts: hidden states of every layer, and logits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from spot_megatron.weights.load import load_hf
 
 @dataclass(frozen=True)
 class StageError:
-    """How far apart the two models are behind a layer, or in the logits; `scale` is the largest magnitude there."""
+    """The largest difference of the two models after a layer or in the logits; `scale` is the largest magnitude."""
 
     name: str
     error: float
@@ -44,7 +44,7 @@ class StageError:
 def compare_logits(hf_folder: Path, other: Path, prompts: Path, device: str = "cpu") -> list[StageError]:
     """The largest differences between transformers on `hf_folder` and Megatron on `other`, in float32.
 
-    transformers runs on the CPU, Megatron on `device` with the layers that train there.
+    transformers runs on the CPU, Megatron on `device` with the layers that a run uses there.
 
     Args:
         other: a Hugging Face folder, or a Megatron checkpoint (imported, or a run's).
@@ -88,7 +88,7 @@ def read_prompts(file: Path, model_folder: Path) -> list[Tensor]:
 
 @torch.no_grad()
 def _run_transformers(folder: Path, sequences: Sequence[Tensor]) -> list[list[Tensor]]:
-    """For each sequence the hidden states [T, H] behind every layer, and the logits [T, V]."""
+    """For each sequence, the hidden states [T, H] after every layer and the logits [T, V]."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
@@ -102,7 +102,7 @@ def _run_transformers(folder: Path, sequences: Sequence[Tensor]) -> list[list[Te
 
 @torch.no_grad()
 def _run_megatron(folder: Path, sequences: Sequence[Tensor], device: str) -> list[list[Tensor]]:
-    """The same of Megatron's model."""
+    """The same values, computed by Megatron's model."""
     is_checkpoint = (folder / "model").is_dir()
     config = read_hf_config(folder / "hf" if is_checkpoint else folder)
     unused: dict[str, Any] = {"name": "verify", "output": "", "model": {"hf": ""}, "data": {"pairs": ""}}
@@ -129,7 +129,7 @@ def _states(model: PairGPT, ids: Tensor, config: HFModelConfig, device: torch.de
 
 
 class _Recorder:
-    """Keeps the output of each module while it is open."""
+    """Records the output of each module while the context is open."""
 
     def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
         self.states: list[Tensor] = []

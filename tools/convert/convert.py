@@ -37,19 +37,19 @@ from tools.convert.torch_dist import TorchDist
 from tools.convert.torch_dist_write import write_metadata
 
 MODEL_FOLDER = "model"
-CHECKPOINT_FILE_BYTES = 1 << 29  # a .distcp file: small enough that little is lost when a run is killed
+CHECKPOINT_FILE_BYTES = 1 << 29  # of a .distcp file: small, so that little is lost when a process is killed
 
 
 def import_folder(source: Path, output: Path, num_workers: int = 2) -> int:
-    """Writes a Megatron checkpoint of a Hugging Face folder, with all that an export back needs.
+    """Writes a Megatron checkpoint of a Hugging Face folder, with the files that an export back needs.
 
-    A run that was killed goes on where it was when called again.
+    A call with the same arguments resumes an import that was killed.
 
     Returns:
-        the number of tensors.
+        The number of tensors.
 
     Raises:
-        WeightError: the folder cannot be read, or `output` not be written.
+        WeightError: the folder cannot be read or is damaged, or `output` cannot be written.
     """
     source, output = source.absolute(), output.absolute()
     config, hf = read_hf_config(source), HFIndex(source)
@@ -71,10 +71,10 @@ def import_folder(source: Path, output: Path, num_workers: int = 2) -> int:
 
 
 def export_checkpoint(checkpoint: Path, output: Path, shard_gb: float, num_workers: int = 2) -> int:
-    """Writes the Hugging Face folder of a checkpoint, whether import_folder or a run has written it.
+    """Writes the Hugging Face folder of a checkpoint of import_folder or of a run.
 
     Returns:
-        the number of tensors.
+        The number of tensors.
 
     Raises:
         CheckpointError: the checkpoint is incomplete or damaged.
@@ -120,7 +120,7 @@ class _Place:
 
 
 def _places(config: HFModelConfig) -> list[_Place]:
-    """Every parameter once, layer by layer, as the tensors lie in most folders."""
+    """All parameters, layer by layer, in the order of most folders."""
     places = [
         _Place(mapping, *instance)
         for mapping in weight_map(config)
@@ -137,7 +137,7 @@ def _depth(place: _Place, config: HFModelConfig) -> int:
 
 
 def plan_import(hf: HFIndex, config: HFModelConfig) -> tuple[list[OutputFile], dict[str, Stored]]:
-    """The files of the checkpoint, and the tensors in them."""
+    """The files of the checkpoint and the tensors in them."""
     kinds: dict[str, set[str]] = {}
     for place in _places(config):
         key, _ = checkpoint_place(place.mapping, config, place.layer, place.expert)
@@ -173,7 +173,7 @@ def _distcp_name(number: int) -> str:
 
 
 def _merged_rows(place: _Place, hf: HFIndex, config: HFModelConfig) -> list[Rows]:
-    """The rows of the merged matrix, in their order, where they lie in the Hugging Face files."""
+    """The rows of the merged matrix in order, with their places in the Hugging Face files."""
     names = place.mapping.hf_names(place.layer, place.expert)
     wholes = [_all_rows(name, hf.spans[name]) for name in names]
     return [
@@ -190,14 +190,14 @@ def _all_rows(name: str, span: Span) -> Rows:
 def plan_export(
     checkpoint: TorchDist, config: HFModelConfig, kinds: Mapping[str, str], shard_bytes: int
 ) -> tuple[list[OutputFile], dict[str, str]]:
-    """The safetensors files, and the file of every tensor."""
+    """The safetensors files, and the file of each tensor."""
     contents = {
         name: (shape, rows) for place in _places(config) for name, shape, rows in _hf_rows(place, checkpoint, config)
     }
     missing = contents.keys() - kinds.keys()
     if missing:
         raise CheckpointError(
-            f"{checkpoint.folder.parent}: the type of {min(missing)} is not noted; it is another model's"
+            f"{checkpoint.folder.parent}: hf_dtypes.json lacks {min(missing)}; it belongs to another model"
         )
     shards = plan_shards({name: (kinds[name], shape) for name, (shape, _) in contents.items()}, shard_bytes)
     files, weight_map = [], {}
@@ -214,7 +214,7 @@ def plan_export(
 def _hf_rows(
     place: _Place, checkpoint: TorchDist, config: HFModelConfig
 ) -> Iterator[tuple[str, tuple[int, ...], tuple[Rows, ...]]]:
-    """Name, shape and rows of each Hugging Face tensor in a parameter, where they lie in the checkpoint."""
+    """Name, shape and rows of each Hugging Face tensor in a parameter, with their places in the checkpoint."""
     key, index = checkpoint_place(place.mapping, config, place.layer, place.expert)
     merged = merged_shape(place.mapping)
     found = list(merged_rows(place.mapping, config))

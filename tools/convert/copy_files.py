@@ -1,7 +1,7 @@
-"""Carries out a plan of output files in several processes: resumable, with checksums and a progress bar.
+"""Writes planned output files with several processes: resumable, with checksums and a progress bar.
 
-Finished files are noted in a journal with their SHA-256. A run that was killed anywhere goes on with the files that are
-missing; those that are there are read once and kept only if they are what the journal says.
+A journal lists finished files with their SHA-256. A conversion that was killed resumes with the missing files; it reads
+the existing ones once and keeps those that match the journal.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ def copy_files(files: Sequence[OutputFile], folder: Path, num_workers: int) -> l
     """Writes every file into `folder`, which may hold some of them from an earlier run of the same plan.
 
     Raises:
-        WeightError: the disk is full, or a file cannot be read or written; what is finished stays.
+        WeightError: the disk is full, or a file cannot be read or written; finished files are kept.
     """
     done = _resume(files, folder)
     waiting = [file for file in files if file.name not in done]
     total, left = sum(f.num_bytes for f in files), sum(f.num_bytes for f in waiting)
     free = shutil.disk_usage(folder).free
     if left > free:
-        raise WeightError(f"{folder.parent}: {left / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free")
+        raise WeightError(
+            f"{folder.parent}: {left / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free; free disk space"
+        )
     start = time.perf_counter()
     bar = tqdm(total=total, initial=total - left, unit="B", unit_scale=True, disable=None, smoothing=0.1)
     with bar, (folder / JOURNAL).open("a") as journal:
@@ -56,14 +58,14 @@ def copy_files(files: Sequence[OutputFile], folder: Path, num_workers: int) -> l
 
 
 def _resume(files: Sequence[OutputFile], folder: Path) -> dict[str, Written]:
-    """The files of this plan that are there and whole. Everything else in the folder is removed."""
+    """The finished files of this plan. Removes all other files from the folder."""
     plan = {"plan": plan_digest(files), "inputs": _input_states(files)}
     lines = (folder / JOURNAL).read_text().splitlines() if (folder / JOURNAL).exists() else []
     noted = []
     for line in lines:
         try:
             noted.append(json.loads(line))
-        except ValueError:  # the line during which the run was killed
+        except ValueError:  # cut off when the process was killed
             break
     done: dict[str, Written] = {}
     if noted and noted[0] == plan:
@@ -83,13 +85,13 @@ def _resume(files: Sequence[OutputFile], folder: Path) -> dict[str, Written]:
 
 
 def _input_states(files: Sequence[OutputFile]) -> list[list[str | int]]:
-    """Name, length and time of change of every input: another file of the same name is another plan."""
+    """Name, length and modification time of every input: a changed input makes another plan."""
     inputs = {stripe.file for file in files for block in file.blocks for rows in block.rows for stripe in rows.stripes}
     return [[name, (stat := os.stat(name)).st_size, stat.st_mtime_ns] for name in sorted(inputs)]
 
 
 def _run(files: Sequence[OutputFile], folder: Path, num_workers: int, bar: tqdm) -> Iterator[Written]:
-    """Yields files as they are finished. The first failure stops all processes."""
+    """Yields files as they are finished. The first error stops all processes."""
     answers: queue.Queue[int | Written | Failed | None] = queue.Queue()
     tasks: queue.SimpleQueue[OutputFile] = queue.SimpleQueue()
     for file in sorted(files, key=lambda f: -f.num_bytes):
@@ -127,7 +129,7 @@ def _start_worker(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _feed(worker: subprocess.Popen[bytes], tasks: queue.SimpleQueue, answers: queue.Queue) -> None:
-    """Hands one worker a file at a time and passes its answers on; ends with None."""
+    """Sends files to one worker, one at a time, and forwards its answers; the last one is None."""
     assert worker.stdin is not None and worker.stdout is not None
     try:
         while not tasks.empty():
@@ -141,12 +143,12 @@ def _feed(worker: subprocess.Popen[bytes], tasks: queue.SimpleQueue, answers: qu
                 answers.put(content)
             answers.put(content)
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-        answers.put(Failed(f"a process that copies has died (exit code {worker.wait()})", None))
+        answers.put(Failed(f"a copy process ended unexpectedly (exit code {worker.wait()})", None))
     answers.put(None)
 
 
 def _explain(failure: Failed, folder: Path) -> WeightError:
-    again = "what is finished is kept: run the same command again to go on"
+    again = "finished files are kept; run the same command again to resume"
     if failure.errno in (errno.ENOSPC, errno.EDQUOT):
-        return WeightError(f"{folder.parent} is full ({failure.message}); make room, {again}")
+        return WeightError(f"{folder.parent} is full ({failure.message}); free disk space: {again}")
     return WeightError(f"{failure.message}; {again}")

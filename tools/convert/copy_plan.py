@@ -1,6 +1,6 @@
-"""Output files as lists of byte ranges of input files: what a conversion is, once it is planned.
+"""A planned conversion: output files as lists of byte ranges of input files.
 
-Plain data, handed to the processes that copy (copy_files.py). Neither PyTorch nor Megatron here.
+Plain data that is sent to the copy processes (copy_files.py). This module imports neither PyTorch nor Megatron.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from spot_megatron.hf.safetensors import KIND_BYTES
 from tools.convert.torch_frame import framed_bytes
 
-BATCH_BYTES = 1 << 24  # read, checked and written at a time, so a process holds little more
+BATCH_BYTES = 1 << 24  # read, checked and written at a time; a process holds a few batches
 
 
 @dataclass(frozen=True)
 class Stripe:
-    """Some columns of rows that follow each other without gaps: `row_bytes` of each, from byte `offset` of the file."""
+    """Columns of consecutive rows without gaps: `row_bytes` of each row, from byte `offset` of the file."""
 
     file: str
     offset: int
@@ -27,7 +27,7 @@ class Stripe:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of the tensor `name` in the input: stripes beside each other give the whole row."""
+    """Rows of the tensor `name` in the input; the stripes side by side form the whole row."""
 
     name: str
     kind: str
@@ -39,16 +39,16 @@ class Rows:
         return sum(stripe.row_bytes for stripe in self.stripes)
 
     def cut(self, start: int, stop: int) -> Rows:
-        """Rows [start, stop) of these."""
+        """Rows [start, stop)."""
         stripes = tuple(replace(s, offset=s.offset + start * s.row_bytes) for s in self.stripes)
         return replace(self, num_rows=stop - start, stripes=stripes)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A tensor, or a part of one, in an output file: rows below each other, cast to `kind`.
+    """A tensor, or a part of one, in an output file: rows in order, cast to `kind`.
 
-    With a `frame_shape` it is framed as torch.save does, and at most BATCH_BYTES long.
+    With `frame_shape`, the block is written in the format of torch.save and is at most BATCH_BYTES long.
     """
 
     kind: str
@@ -61,13 +61,13 @@ class Block:
 
     @property
     def num_bytes(self) -> int:
-        """Its length in the file."""
+        """The length in the file."""
         return framed_bytes(self.kind, self.frame_shape, self.data_bytes) if self.frame_shape else self.data_bytes
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file to be written: a header, then blocks."""
+    """A file to write: a header, then blocks."""
 
     name: str
     header: bytes
@@ -80,7 +80,7 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Written:
-    """A finished file, and the input tensors in it that hold NaN."""
+    """A finished file, and the names of input tensors in it that hold NaN or infinity."""
 
     name: str
     num_bytes: int
@@ -90,14 +90,14 @@ class Written:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a file could not be written; `errno` is None unless the system said so."""
+    """The error for which a file could not be written; `errno` is None if it was not an OSError."""
 
     message: str
     errno: int | None
 
 
 def cut_rows(rows: Sequence[Rows], start: int, stop: int) -> tuple[Rows, ...]:
-    """Rows [start, stop) of all of them together."""
+    """Rows [start, stop) of the concatenation."""
     found = []
     for part in rows:
         first, last = max(start, 0), min(stop, part.num_rows)
@@ -108,14 +108,14 @@ def cut_rows(rows: Sequence[Rows], start: int, stop: int) -> tuple[Rows, ...]:
 
 
 def row_ranges(num_rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Divides rows into runs of at most BATCH_BYTES, of lengths that differ by one at most."""
-    num_runs = max(1, math.ceil(num_rows / max(1, BATCH_BYTES // row_bytes)))
-    for run in range(num_runs):
-        yield num_rows * run // num_runs, num_rows * (run + 1) // num_runs
+    """Divides rows into ranges of at most BATCH_BYTES, whose lengths differ by at most one."""
+    num_ranges = max(1, math.ceil(num_rows / max(1, BATCH_BYTES // row_bytes)))
+    for number in range(num_ranges):
+        yield num_rows * number // num_ranges, num_rows * (number + 1) // num_ranges
 
 
 def batches(block: Block) -> Iterator[tuple[Rows, ...]]:
-    """The block's rows in runs of at most BATCH_BYTES, before and after the cast."""
+    """The block's rows in batches of at most BATCH_BYTES, both before and after the cast."""
     if block.frame_shape is not None:
         yield block.rows
         return
@@ -135,7 +135,7 @@ def batches(block: Block) -> Iterator[tuple[Rows, ...]]:
 
 
 def plan_digest(files: Sequence[OutputFile]) -> str:
-    """Tells whether two plans write the same from the same."""
+    """A digest that is equal for equal plans."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(repr(file).encode())

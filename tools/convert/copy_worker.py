@@ -1,6 +1,6 @@
-"""The process that copies: reads planned files from its standard input, writes them, reports on its standard output.
+"""The copy process: reads planned files from stdin, writes them, and sends answers to stdout.
 
-Starts in a tenth of a second and holds a few batches, whatever the model. When its parent dies it ends by itself.
+It starts in 0.1 s and holds a few batches for any model. It ends when its parent process ends.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from tools.convert.copy_plan import BATCH_BYTES, Block, Failed, OutputFile, Rows
 from tools.convert.float_kinds import cast, has_nonfinite
 from tools.convert.torch_frame import make_frame
 
-WRITE_BYTES = 1 << 20  # longer calls took up to four times the system's time
+WRITE_BYTES = 1 << 20  # longer calls took up to four times as much system time
 
 
 class FileCopier:
     """Writes planned files into a folder."""
 
     def __init__(self, folder: Path, progress: Callable[[int], None]) -> None:
-        """`progress` is told the bytes written, as they are."""
+        """`progress` is called with the number of bytes after each batch."""
         self._folder, self._progress = folder, progress
         self._buffer = np.empty(BATCH_BYTES, dtype=np.uint8)
         self._descriptors: dict[str, int] = {}
 
     def write(self, file: OutputFile) -> Written:
-        """Writes the file under another name and renames it when it is on disk."""
+        """Writes the file under a temporary name and renames it once it is on disk."""
         partial = self._folder / f".{file.name}.{os.getpid()}"
         digest = hashlib.sha256()
         bad_names: set[str] = set()
@@ -76,7 +76,7 @@ class FileCopier:
             self._progress(end)
 
     def _read(self, rows: Rows, start: int) -> np.ndarray:
-        """The rows' bytes [n] uint8, in the buffer from `start` on."""
+        """The rows' bytes [n] uint8, in the buffer from `start`."""
         num_bytes = rows.num_rows * rows.row_bytes
         data = self._buffer[start : start + num_bytes]
         if len(rows.stripes) == 1:
@@ -97,12 +97,12 @@ class FileCopier:
         while view.nbytes:
             count = os.preadv(self._descriptors[file], [view], offset)
             if count == 0:
-                raise EOFError(f"{file} ends at byte {offset}: it was cut short while it was read")
+                raise EOFError(f"{file} ends at byte {offset}: it was truncated while it was read")
             view, offset = view[count:], offset + count
 
 
 def main() -> None:
-    """Folder first, then one pickled OutputFile after the other; answers are byte counts, Written and Failed."""
+    """Reads a pickled folder, then pickled OutputFiles; answers with byte counts, Written and Failed."""
     tasks, answers = sys.stdin.buffer, sys.stdout.buffer
 
     def answer(content: int | Written | Failed) -> None:
@@ -120,7 +120,7 @@ def main() -> None:
         except EOFError as error:
             answer(Failed(str(error), None))
         except BrokenPipeError:
-            return  # nobody listens any more
+            return  # the parent process has ended
         except OSError as error:
             answer(Failed(str(error), error.errno))
 

@@ -22,7 +22,7 @@ def widest(kinds: set[str]) -> str:
 def cast(data: np.ndarray, source: str, target: str) -> np.ndarray:
     """Bytes [n] uint8 of one type as bytes of another; rounds to nearest, ties to even, as PyTorch does.
 
-    A NaN stays NaN, bit for bit wherever the target can hold its bits.
+    NaN stays NaN, with the same bits if the target type can hold them.
     """
     if source == target:
         return data

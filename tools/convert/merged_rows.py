@@ -1,4 +1,4 @@
-"""Where the rows of Hugging Face tensors are in Megatron's merged matrix, as numbers.
+"""The place of each row of the Hugging Face tensors in Megatron's merged matrix.
 
 The same arrangement as weights.shards.merge, by row instead of by tensor, so that a conversion can copy byte ranges.
 A vector counts as rows of one element. This module imports neither PyTorch nor Megatron.

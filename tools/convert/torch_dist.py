@@ -1,4 +1,4 @@
-"""A Megatron distributed checkpoint's folder ("torch_dist"), read and written without a model or process groups.
+"""Reads a Megatron distributed checkpoint ("torch_dist") without a model or process groups.
 
     __0_0.distcp ...   tensors as torch.save writes them (torch_frame.py), one after the other
     .metadata          a pickle: file, offset and shape of each chunk of each tensor (weights/dist_metadata.py)
@@ -24,7 +24,7 @@ from tools.convert.torch_frame import Framed, read_frame
 
 
 class TorchDist:
-    """The tensors of a checkpoint folder, as ranges of bytes.
+    """The tensors of a checkpoint folder as byte ranges.
 
     Raises:
         CheckpointError: the folder is incomplete or damaged.
@@ -44,11 +44,11 @@ class TorchDist:
         """Rows [start, stop) of the matrix or vector of `shape` at `index` of a stacked tensor.
 
         Raises:
-            CheckpointError: it is not there, or of another shape (but for rows that pad the vocabulary).
+            CheckpointError: it is missing or has another shape (apart from rows that pad the vocabulary).
         """
         stored = self.tensors.get(key)
         if stored is None:
-            raise CheckpointError(f"{self.folder} holds another model: it has no {key}")
+            raise CheckpointError(f"{self.folder} holds another model: it lacks {key}")
         own_shape = stored.shape[len(index) :]
         is_outside = any(number >= length for number, length in zip(index, stored.shape, strict=False))
         if own_shape[1:] != shape[1:] or own_shape[:1] < shape[:1] or is_outside:
@@ -62,7 +62,7 @@ class TorchDist:
             yield Rows(key, kind, last - first, stripes)
 
     def _chunks(self, key: str, lead: int) -> dict[tuple[int, ...], list[Chunk]]:
-        """The chunks of a stacked tensor by their leading index; Megatron never has two indices in one chunk."""
+        """The chunks of a stacked tensor by their leading index; a chunk of Megatron has one index."""
         if key not in self._placed:
             found: dict[tuple[int, ...], list[Chunk]] = {}
             for chunk in self.tensors[key].chunks:
@@ -73,7 +73,7 @@ class TorchDist:
     def _stripes(
         self, key: str, chunks: Sequence[Chunk], lead: int, first: int, last: int, shape: tuple[int, ...]
     ) -> tuple[tuple[Stripe, ...], str]:
-        """The columns of rows [first, last), each chunk's beside the next."""
+        """The columns of rows [first, last), those of each chunk side by side."""
         covering = [c for c in chunks if c.offsets[lead] <= first and last <= c.offsets[lead] + c.sizes[lead]]
         stripes, kinds, column = [], set(), 0
         for chunk in sorted(covering, key=lambda c: c.offsets[lead + 1 :]):
@@ -87,7 +87,9 @@ class TorchDist:
             kinds.add(frame.kind)
             column += width
         if column != (shape[1] if len(shape) > 1 else 1) or len(kinds) != 1:
-            raise CheckpointError(f"{self.folder} is damaged: rows {first} to {last} of {key} are not there once")
+            raise CheckpointError(
+                f"{self.folder} is damaged: rows {first} to {last} of {key} are missing or stored twice"
+            )
         return tuple(stripes), kinds.pop()
 
     def _frame(self, chunk: Chunk, key: str) -> Framed:

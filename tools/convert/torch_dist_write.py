@@ -1,7 +1,7 @@
-"""Makes a folder of .distcp files a whole Megatron distributed checkpoint (see torch_dist.py), without PyTorch.
+"""Completes a folder of .distcp files to a Megatron distributed checkpoint (see torch_dist.py), without PyTorch.
 
-The pickles are those that PyTorch itself would write, opcode by opcode: importing it would take more memory than all
-else in a conversion together.
+The pickles hold the opcodes that PyTorch itself would write. Importing PyTorch would take more memory and CPU time than
+the rest of a conversion.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Name:
-    """An object that the reader finds by name."""
+    """A global object, pickled by name."""
 
     module: str
     name: str
@@ -36,7 +36,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Call:
-    """What `function` returns for `arguments`."""
+    """The result of calling `function` with `arguments`."""
 
     function: Name
     arguments: tuple[Any, ...]
@@ -44,14 +44,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Made:
-    """An instance of a class, with its state instead of a call of its __init__."""
+    """An instance of a class that is made from its state, without a call of __init__."""
 
     kind: Name
     state: Any
 
 
 def write_metadata(folder: Path, tensors: Mapping[str, Stored], content: Mapping[str, int]) -> None:
-    """Adds the files that describe the .distcp files; `content` is what load_model compares."""
+    """Writes the files that describe the .distcp files; `content` is the content metadata that load_model compares."""
     dcp, places = (
         "torch.distributed.checkpoint.metadata",
         Name("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
@@ -81,7 +81,7 @@ def write_metadata(folder: Path, tensors: Mapping[str, Stored], content: Mapping
 
 @dataclass(frozen=True)
 class Pairs:
-    """A dictionary whose keys need not be hashable here."""
+    """A dictionary whose keys are not hashable in this process."""
 
     items: list[tuple[Any, Any]]
 
@@ -91,7 +91,7 @@ def _size(lengths: tuple[int, ...]) -> Call:
 
 
 def pickled(value: Any) -> bytes:
-    """The value in protocol 2."""
+    """The value as a pickle of protocol 2."""
     parts = [pickle.PROTO, b"\x02"]
     _emit(value, parts)
     return b"".join([*parts, pickle.STOP])

@@ -1,7 +1,7 @@
-"""A tensor's bytes as `torch.save` frames them, and back: what a distributed checkpoint's .distcp file is made of.
+"""Writes and reads a tensor in the format of `torch.save`; a .distcp file is a sequence of such frames.
 
-The frame is an uncompressed zip archive of a pickle (type, shape) and the bytes. Written by hand it needs no PyTorch,
-no copy of the data, and has the same length whatever the data, so that a file can be planned before it is written.
+A frame is an uncompressed zip archive of a pickle (type, shape) and the tensor's bytes. Writing it here needs neither
+PyTorch nor a copy of the data. Its length does not depend on the data, so a file can be planned before it is written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KINDS = {storage: kind for kind, storage in STORAGES.items()}
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands before and after the data."""
+    """The bytes before and after the data."""
 
     head: bytes
     tail: bytes
@@ -92,7 +92,7 @@ def _tensor_pickle(kind: str, shape: tuple[int, ...]) -> bytes:
 
 @dataclass(frozen=True)
 class Framed:
-    """A tensor inside a frame: `offset` of its first element from the start of the file."""
+    """A tensor inside a frame; `offset` is that of its first element in the file."""
 
     kind: str
     shape: tuple[int, ...]
@@ -100,10 +100,10 @@ class Framed:
 
 
 def read_frame(descriptor: int, offset: int, length: int) -> Framed:
-    """Finds the data in a frame that torch.save or this module wrote, without reading or unpickling anything foreign.
+    """Finds the data in a frame of torch.save or of this module, without reading it or unpickling foreign classes.
 
     Raises:
-        CheckpointError: there is no such frame.
+        CheckpointError: the bytes are not a frame of a contiguous tensor.
     """
     try:
         archive = zipfile.ZipFile(_Slice(descriptor, offset, length))
@@ -123,11 +123,11 @@ def read_frame(descriptor: int, offset: int, length: int) -> Framed:
         EOFError,
         struct.error,
     ) as error:
-        raise CheckpointError(f"no tensor at bytes {offset} to {offset + length} ({error})") from None
+        raise CheckpointError(f"bytes {offset} to {offset + length} are not a tensor ({error})") from None
 
 
 class _Slice(io.RawIOBase):
-    """A part of a file, as a file."""
+    """A byte range of a file, as a file."""
 
     def __init__(self, descriptor: int, offset: int, length: int) -> None:
         self._descriptor, self._offset, self._length, self._at = descriptor, offset, length, 0
@@ -154,7 +154,7 @@ class _Slice(io.RawIOBase):
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Knows a tensor's description and nothing else; load() gives (kind, shape, first byte in the storage)."""
+    """Accepts only the description of a tensor; load() returns (kind, shape, first byte in the storage)."""
 
     def persistent_load(self, pid: Any) -> Any:
         return pid[1]
@@ -166,7 +166,7 @@ class _TensorUnpickler(pickle.Unpickler):
             return _describe
         if (module, name) == ("collections", "OrderedDict"):
             return dict
-        raise pickle.UnpicklingError(f"{module}.{name} does not belong to a tensor")
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of a tensor")
 
 
 def _describe(kind: str, storage_offset: int, shape: Any, strides: Any, *rest: Any) -> tuple[str, tuple[int, ...], int]:

@@ -36,7 +36,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model behind the server says; `text` None is a null content."""
+    """The model's answer; `text` None is a null content."""
 
     text: str | None
     finish_reason: str = "stop"
@@ -73,18 +73,18 @@ class Faults:
         content = [kind for kind in self._kinds if kind in _BY_REQUEST]
         transport = [kind for kind in self._kinds if kind not in _BY_REQUEST]
         each = self._rate / len(self._kinds)
+        point = int.from_bytes(digest[:8], "big") / 2**64
+        if point < each * len(content):
+            return content[int(point / each)]
         self._times_seen[digest] += 1
         count = str(self._times_seen[digest]).encode()
         point = int.from_bytes(hashlib.blake2b(digest + count, digest_size=8).digest(), "big") / 2**64
-        if point < each * len(transport):
-            return transport[int(point / each)]
-        point = int.from_bytes(digest[:8], "big") / 2**64
-        return content[int(point / each)] if point < each * len(content) else None
+        return transport[int(point / each)] if point < each * len(transport) else None
 
 
 @dataclass(frozen=True)
 class Service:
-    """What every connection of one server shares."""
+    """Settings shared by all connections of a server."""
 
     answer: Answerer
     faults: Faults
@@ -148,7 +148,7 @@ class _Connection(asyncio.Protocol):
     def _batch_request(self, method: bytes, path: bytes, body: bytes, head: bytes) -> None:
         try:
             response = self._service.batches.handle(method.decode(), path.decode(), head, body, self._complete_later)
-        except (ValueError, KeyError, IndexError, TypeError) as error:  # whatever a client may send
+        except (ValueError, KeyError, IndexError, TypeError) as error:  # malformed requests
             self._send_error(400, f"not a batch request: {error}")
             return
         if response is None:
@@ -183,7 +183,7 @@ class _Connection(asyncio.Protocol):
         try:
             request = json.loads(body)
             answer = self._service.answer(request, fault if fault in CONTENT_FAULTS else None)
-        except (ValueError, KeyError, TypeError, RefusedRequest) as error:  # whatever a client may send
+        except (ValueError, KeyError, TypeError, RefusedRequest) as error:  # malformed requests
             self._send_error(400, f"cannot answer this request: {error}")
             return
         if isinstance(answer, Answer):

@@ -47,9 +47,7 @@ class ModelPolicy:
             batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
             try:
                 answers = await asyncio.to_thread(self._sample, [request for request, _ in batch])
-            except (
-                Exception
-            ) as error:  # whatever a malformed request makes the model raise: the clients must hear of it
+            except Exception as error:  # a malformed request can make the model raise anything; its client gets a 400
                 for _, future in batch:
                     future.set_exception(RefusedRequest(f"{type(error).__name__}: {error}"))
                 continue

@@ -1,4 +1,4 @@
-"""What the local oracle says without any model: answers and rectifications of the tiny model's questions, by rule."""
+"""Answers and rectifications of the tiny model's questions by rule, without a model."""
 
 import hashlib
 import json

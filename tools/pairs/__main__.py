@@ -10,14 +10,14 @@ from typing import Any
 
 from spot_megatron.errors import PairError, positive_int
 from spot_megatron.files import AtomicWriter, dump_line, read_rows, write_text
-from tools.pairs.cli import STARTS_OVER, existing_file, output_file, print_summary, run_program
+from tools.pairs.cli import STARTS_OVER, HelpFormatter, existing_file, output_file, print_summary, run_program
 from tools.pairs.filter import Keep, PairFilter, Rules
 from tools.pairs.grade import Grader
 from tools.pairs.measures import load_tokenizer
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.pairs", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.pairs", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--rectified", type=Path, required=True, help="rectified.jsonl of tools.rectify")
     parser.add_argument("--tokenizer", required=True, help="the policy's folder, tokenizer.json or hub name")
     parser.add_argument("--output", type=Path, required=True, help="pairs.jsonl to write")
@@ -27,14 +27,14 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--min-edit-tokens", type=positive_int, default=1, help="fewest tokens removed plus added")
     parser.add_argument("--no-verify", action="store_true", help="do not grade the chosen sides once more")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="an HTML page of the whole data half to write, too")
     return parser
 
 
 def main() -> None:
     args = arguments().parse_args()
     if not 0.0 <= args.gamma <= 1.0:
-        raise PairError(f"--gamma {args.gamma} is no change ratio; give a number from 0 to 1 (the paper: 0.6).")
+        raise PairError(f"--gamma {args.gamma} is not a change ratio; give a number from 0 to 1 (the paper: 0.6).")
     existing_file(args.rectified, "rectified.jsonl of tools.rectify")
     output_file(args.output, "--output", args.rectified)
     dropped_path, summary_path = (args.output.with_suffix(suffix) for suffix in (".dropped.jsonl", ".summary.json"))
@@ -50,6 +50,7 @@ def main() -> None:
         from tools.pairs.report import ReportData
 
         report = ReportData(args.gamma)
+        report.add_rejected(args.rectified.with_name("rejected.jsonl"))
     with AtomicWriter(args.output) as kept, AtomicWriter(dropped_path) as dropped:
         for decision in pair_filter.run(read_rows(args.rectified), args.rectified):
             if isinstance(decision, Keep):

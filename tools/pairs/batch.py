@@ -33,7 +33,7 @@ class BatchClient:
 
     Args:
         folder: where the state file lies; one process at a time, as for the journal.
-        num_requests: at most so many requests in a batch.
+        num_requests: requests per batch, at most.
         poll_seconds: between looks at a batch.
         patience: seconds for which the server may be out of reach.
     """
@@ -79,7 +79,7 @@ class BatchClient:
         """Give up waiting; what is submitted is collected by the next run."""
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(CallFailed("interrupted", "the batch goes on at the server", False, Calls()))
+                future.set_exception(CallFailed("interrupted", "the batch continues at the server", False, Calls()))
 
     async def complete(self, body: dict[str, Any], payment: Payment | None = None) -> Completion:
         """The reply to one request. Raises CallFailed, EndpointError or OutOfCredit, as ChatClient."""

@@ -1,4 +1,4 @@
-"""What the programs of the data half share on the command line: endpoint options, exit codes, key-value tables."""
+"""Shared by the programs of the data half: endpoint options, exit codes, key-value tables."""
 
 import argparse
 import json
@@ -20,6 +20,18 @@ CONTINUES = "everything finished is on file. Run again to continue."
 STARTS_OVER = "no file was written in part. Run the same command again; it starts from the beginning."
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Adds the default to every option's help that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        if action.default in (None, False, "", argparse.SUPPRESS) or action.default in ([], {}) or "default:" in text:
+            return text
+        default = action.default
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
+        return f"{text} (default: {shown})".replace("%", "%%").strip()
+
+
 def run_program(main: Callable[[], None], after_signal: str = CONTINUES) -> None:
     """Run and exit: 0 done, 1 failure, 2 the user's input is wrong, 75 stopped by SIGINT or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -39,7 +51,7 @@ def _say(message: str, code: int) -> int:
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser, concurrency: int) -> None:
-    """Where requests go and how hard they may be sent."""
+    """Options of the endpoint: addresses, key, rates, retries."""
     group = parser.add_argument_group(
         "endpoint", f"The API key is read from {API_KEY_VARIABLE}; local servers need none."
     )
@@ -54,7 +66,10 @@ def add_endpoint_options(parser: argparse.ArgumentParser, concurrency: int) -> N
         "--key-over-http", action="store_true", help="send the key over plain http:// to other machines, too"
     )
     group.add_argument(
-        "--wait-minutes", type=float, default=10.0, help="how long to wait while no server can be reached"
+        "--wait-minutes",
+        type=float,
+        default=10.0,
+        help="minutes for which requests wait while no server can be reached",
     )
     group.add_argument(
         "--concurrency", type=positive_int, default=concurrency, help="requests in flight, over all endpoints"

@@ -28,7 +28,7 @@ class CallFailed(Exception):
 
 @dataclass
 class Calls:
-    """What one request took: HTTP calls made, and why each one but the last failed."""
+    """The HTTP calls of one request, and the reason of each failed one."""
 
     num_calls: int = 0
     faults: list[str] = field(default_factory=list)

@@ -15,9 +15,9 @@ from spot_megatron.errors import PairError
 from spot_megatron.files import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
 from tools.pairs.batch import BatchClient
 from tools.pairs.client import CallFailed, ChatClient, Completion
-from tools.pairs.grade import CORRECT, NO_ANSWER, WRONG, Grader, Verdict
+from tools.pairs.grade import CORRECT, GRADER_VERSION, NO_ANSWER, UNDECIDED, WRONG, Grader, Verdict
 from tools.pairs.journal import Fields, Journal, check_fields
-from tools.pairs.pool import FailureStreak, progress_bar, run_pool
+from tools.pairs.pool import FailureStreak, progress_bar, run_pool, token_rate
 from tools.pairs.questions import QuestionSet
 from tools.pairs.replies import CONTENT_FILTER
 from tools.pairs.sampling import Key, Sampling, Shard, error_id
@@ -25,7 +25,7 @@ from tools.pairs.unusable import UNUSABLE, UnusableStreak, unusable_reply
 
 
 class Elicitation:
-    """One output folder's journal, and where every planned (question, sample) stands in it."""
+    """One output folder's journal, and the state of every planned (question, sample)."""
 
     def __init__(
         self, output: Path, found: QuestionSet, sampling: Sampling, samples: int, shard: Shard | None = None
@@ -37,10 +37,13 @@ class Elicitation:
             raise PairError(
                 'two samples would get the same id, because a question id ends in "#<number>". Rename that id.'
             )
-        name = shard.name("responses", ".jsonl") if shard else "responses.jsonl"
+        name = shard.name("responses", ".jsonl") if shard else JOURNAL
         self.journal = Journal(output / name, asdict(sampling), _is_answer)
         self.offsets: dict[Key, int] = {}  # where the latest record of a key starts
         self.retry: dict[Key, str] = {}  # keys whose latest record is a failure; why a server refused them, else ""
+        self.num_several = self.num_identical = (
+            0  # questions with several samples, and those whose samples are the same
+        )
         self.num_correct = self.num_graded = self.num_outside_plan = 0
         for offset, record in self.journal.records():
             self._note(offset, record)
@@ -102,7 +105,7 @@ class Elicitation:
                     is_known = error.permanent and self.retry.get(key) == error.reason and self.num_graded > 0
                     self._record({**record, "calls": error.calls.num_calls})
                     bar.update()
-                    if not is_known:  # one of many that is refused again is no news
+                    if not is_known:  # a repeated refusal among answers does not stop the run
                         streak.failed(number, str(error), error.permanent)
                     return
                 streak.succeeded()
@@ -115,24 +118,25 @@ class Elicitation:
                 bar.update()
                 unusable.note(verdict.reason)
                 if self.num_graded % 100 == 0:
-                    bar.set_postfix(
-                        accuracy=f"{self.num_correct / self.num_graded:.1%}", **client.faults, refresh=False
-                    )
+                    shown = {"accuracy": f"{self.num_correct / self.num_graded:.1%}", **token_rate(bar, client.tokens)}
+                    bar.set_postfix({**shown, **client.faults}, refresh=False)
 
             await run_pool(iter(pending), ask, concurrency, self.journal.sync, stop_retrying=client.stop_retrying)
             streak.finish()
             unusable.finish()
 
     def write_outputs(self, errors_include: Sequence[str]) -> dict[str, Any]:
-        """Sort the journal into correct.jsonl, errors.jsonl and excluded.jsonl (a shard: only count) and sum up.
+        """Sort the journal into correct.jsonl, errors.jsonl, undecided.jsonl and excluded.jsonl (a shard: only count).
 
-        Wrong answers are errors; of no_answer, those whose reason is in `errors_include` are, too. Whatever is neither
-        right nor an error is excluded, with its reason; so is a wrong answer of unknown end (neither "stop" nor
-        "length"), which cannot become a pair. Every planned sample is in exactly one file, or still pending.
+        Wrong answers are errors; of no_answer, those whose reason is in `errors_include` are, too. Answers that the
+        grader neither confirmed nor disproved are undecided. All else is excluded, with its reason; so is a wrong
+        answer of unknown end (neither "stop" nor "length"), which cannot become a pair. Every planned sample is in
+        exactly one file, or still pending.
         """
         counts: Counter[str] = Counter()
         excluded: Counter[str] = Counter()
         tokens: Counter[str] = Counter()
+        graders: Counter[str] = Counter()
         with contextlib.ExitStack() as files:
             names = () if self.shard else _OUTPUTS
             pass_rates = self._pass_rates() if self.samples > 1 and names else {}
@@ -147,6 +151,8 @@ class Elicitation:
                 tokens["prompt"] += record.get("prompt_tokens") or 0
                 tokens["completion"] += record.get("completion_tokens") or 0
                 tokens["calls"] += record.get("calls") or 0
+                if "verdict" in record:
+                    graders[str(record.get("grader", 1))] += 1
                 tokens["with_token_ids"] += "token_ids" in record
                 if place == "excluded":
                     excluded[reason] += 1
@@ -155,19 +161,23 @@ class Elicitation:
                     if key[0] in pass_rates:
                         row["pass_rate"] = pass_rates[key[0]]
                     writers[place].write(dump_line(row))
-        summary = self._summary(counts, excluded, tokens)
+        summary = {**self._summary(counts, excluded, tokens), "grader_versions": dict(graders)}
         name = self.shard.name("summary", ".json") if self.shard else "summary.json"
         write_text(self.output / name, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         return summary
 
     def _pass_rates(self) -> dict[str, float]:
-        """By question: the share of its answered samples that are right."""
+        """By question: the share of its answered samples that are right. Counts identical samples on the way."""
         right, answered = Counter[str](), Counter[str]()
+        texts: dict[str, set[int]] = {}
         for key, offset in self.offsets.items():
             record = self.journal.read_at(offset)
             if _is_answer(record):
                 answered[key[0]] += 1
                 right[key[0]] += record["verdict"] == CORRECT
+                texts.setdefault(key[0], set()).add(hash(record["response"]))
+        several = [name for name, number in answered.items() if number > 1]
+        self.num_several, self.num_identical = len(several), sum(len(texts[name]) == 1 for name in several)
         return {name: round(right[name] / number, 4) for name, number in answered.items()}
 
     def _output_row(self, key: Key, record: Row, reason: str) -> Row:
@@ -194,11 +204,14 @@ class Elicitation:
             "samples": total,
             "correct": counts["correct"],
             "errors": counts["errors"],
+            "undecided": counts["undecided"],
             "excluded": dict(excluded),
             "pending": counts["pending"],
             "retried_next_time": len(self.retry),
             "records_outside_plan": self.num_outside_plan,
             "accuracy": round(counts["correct"] / graded, 4) if graded else None,
+            "questions_with_several_samples": self.num_several,
+            "questions_with_identical_samples": self.num_identical,
             "http_calls": tokens["calls"],
             "prompt_tokens": tokens["prompt"],
             "completion_tokens": tokens["completion"],
@@ -210,13 +223,14 @@ class Elicitation:
 _KEY_FIELDS = {"id": str, "sample": int, "question": str, "answer": str}
 _ANSWER_FIELDS: Fields = {**_KEY_FIELDS, "response": str, "finish_reason": str, "verdict": str, "reason": str}
 _FAILURE_FIELDS: Fields = {**_KEY_FIELDS, "failed": str, "permanent": bool}
-_OUTPUTS = ("correct", "errors", "excluded")
-OUTPUT_FILES = (*(f"{name}.jsonl" for name in _OUTPUTS), "responses.jsonl", "summary.json")
+_OUTPUTS = ("correct", "errors", "undecided", "excluded")
+JOURNAL = "responses.jsonl"
+OUTPUT_FILES = (*(f"{name}.jsonl" for name in _OUTPUTS), JOURNAL, "summary.json")
 _GRADED = ("no_box", "unclosed_box", "empty_box", "unfinished_thinking", "cut_off", "unknown_finish")
 
 
 def _answer_fields(completion: Completion, verdict: Verdict) -> Row:
-    """What a record says of an answer besides its key."""
+    """The fields of an answer's record besides its key."""
     token_ids = {} if completion.token_ids is None else {"token_ids": completion.token_ids}
     return {
         "response": completion.text,
@@ -225,6 +239,7 @@ def _answer_fields(completion: Completion, verdict: Verdict) -> Row:
         "verdict": verdict.verdict,
         "extracted": verdict.extracted,
         "reason": verdict.reason,
+        "grader": GRADER_VERSION,
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
         "endpoint": completion.endpoint,
@@ -247,9 +262,20 @@ def _place(record: Row, errors_include: Sequence[str]) -> tuple[str, str]:
         return "excluded", CONTENT_FILTER
     if verdict == CORRECT:
         return "correct", reason
+    if verdict == UNDECIDED:
+        return "undecided", reason
     if verdict != WRONG and not (verdict == NO_ANSWER and reason in errors_include):
         return "excluded", reason
     return ("errors", reason) if record["finish_reason"] in FINISH_REASONS else ("excluded", "unknown_finish")
+
+
+def read_sampling(journal: Path) -> Sampling:
+    """The settings kept beside a journal. Raises PairError when they are missing or damaged."""
+    side = journal.with_name(journal.name + ".settings.json")
+    try:
+        return Sampling(**json.loads(side.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise PairError(f"{side}: cannot be read ({error}). Copy it together with its journal.") from None
 
 
 def merge(output: Path, shard_journals: Sequence[Path]) -> Sampling:
@@ -260,16 +286,12 @@ def merge(output: Path, shard_journals: Sequence[Path]) -> Sampling:
     """
     settings = []
     for path in shard_journals:
-        side = path.with_name(path.name + ".settings.json")
-        try:
-            settings.append(asdict(Sampling(**json.loads(side.read_text(encoding="utf-8")))))
-        except (OSError, ValueError, TypeError) as error:
-            raise PairError(f"{side}: cannot be read ({error}). Copy it together with the shard's journal.") from None
+        settings.append(asdict(read_sampling(path)))
         if settings[-1] != settings[0]:
             raise PairError(
                 f"{path} was made with other settings than {shard_journals[0]}. Shards of one run only can be merged."
             )
-    with Journal(output / "responses.jsonl", settings[0]) as merged:
+    with Journal(output / JOURNAL, settings[0]) as merged:
         known = {_record_key(record) for _, record in merged.records()}
         for path in shard_journals:
             with Journal(path, settings[0]) as shard:  # its lock: a shard that is still running is not merged

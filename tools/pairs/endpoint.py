@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server: its address and key, one HTTP exchange, and what a failed exchange means."""
+"""One OpenAI-compatible server: its address and key, one HTTP exchange, and the classification of failures."""
 
 import asyncio
 import contextvars

@@ -18,8 +18,9 @@ _RESERVED = (HEADING.strip(), MARKER_START, MARKER_END, "\\")  # a body line tha
 
 _INTRODUCTION = f"""\
 Edit each solution between its two marker lines so that it becomes right, changing as little as possible, and save.
-Leave the lines that begin with "{HEADING.strip()}" and the marker lines as they are. Untouched solutions are left
-open for later. A line of a solution that must begin with a marker or a backslash has one more backslash in front of it.
+A solution must hold its final answer in \\boxed{{...}}. Leave the lines that begin with "{HEADING.strip()}" and the
+marker lines as they are. Untouched solutions are left open for later. A line of a solution that must begin with a
+marker or a backslash has one more backslash in front of it.
 Then run: python -m tools.rectify --errors ... --output ... --import-human THIS_FILE
 """
 
@@ -87,13 +88,15 @@ def _escape(text: str) -> str:
     return "\n".join("\\" + line if line.startswith(_RESERVED) else line for line in text.split("\n"))
 
 
-def import_edits(path: Path, rectification: Rectification, grader: Grader) -> dict[str, int]:
-    """Grade and record the edits of a file; returns how many were verified, rejected, unchanged or already settled.
+def import_edits(path: Path, rectification: Rectification, grader: Grader) -> tuple[dict[str, int], dict[str, str]]:
+    """Grade and record the edits of a file; returns how many were verified, rejected, unchanged or already settled,
+    and the reason of every rejected one by its id.
 
-    An unchanged text is no attempt. Raises PairError for an id that is not among the errors.
+    An unchanged text does not count as an attempt. Raises PairError for an id that is not among the errors.
     """
     counts = {"verified": 0, "rejected": 0, "unchanged": 0, "already_rectified": 0}
-    edits = list(read_edits(path))  # a broken file is told before anything of it is recorded
+    rejected: dict[str, str] = {}
+    edits = list(read_edits(path))  # a broken file raises before anything of it is recorded
     for edit in edits:
         if edit.id not in rectification.errors:
             raise PairError(
@@ -109,7 +112,9 @@ def import_edits(path: Path, rectification: Rectification, grader: Grader) -> di
             judged = judge_edit(error, edit.text, grader, rectification.meter)
             rectification.record({**rectification.attempt_record(edit.id, HUMAN), **judged})
             counts[judged["outcome"]] += 1
-    return counts
+            if judged["outcome"] == "rejected":
+                rejected[edit.id] = f"{judged['reason']} {judged['detail']}".strip()
+    return counts, rejected
 
 
 def _same_text(edited: str, original: str) -> bool:

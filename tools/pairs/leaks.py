@@ -3,7 +3,7 @@
 import re
 
 # Wording that gives away that the text was corrected or that the answer was known. A phrase that the student's own
-# text or the question already uses is no leak.
+# text or the question already uses is not a leak.
 _LEAKS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (

@@ -1,4 +1,4 @@
-"""What holds a run back on purpose: requests and tokens a minute, waits between retries, money, and a target."""
+"""Limits of a run: requests and tokens per minute, waits between retries, money, a target."""
 
 import asyncio
 import random
@@ -11,7 +11,7 @@ _LONGEST_NAP = 0.5  # seconds
 
 
 class RateLimiter:
-    """At most `requests` starts and about `tokens` tokens in any minute; None is no limit.
+    """At most `requests` starts and about `tokens` tokens per minute; None means unlimited.
 
     Tokens are reserved when a request starts: the mean of the finished ones, before that the most that it can take.
     """
@@ -100,7 +100,7 @@ class Budget:
 
     @property
     def in_flight(self) -> bool:
-        """Whether reservations are held, so that a refusal now may still become a yes."""
+        """Whether reservations are held, so that a later reservation may still fit."""
         return self.num_reserved > 0
 
     def payment(self, most_usd: float) -> "Payment":
@@ -149,7 +149,7 @@ class Payment:
 
 
 class Places:
-    """So many may be under way as are missing to `target` (None: any number), so that it is never overshot."""
+    """At most as many requests in flight as are missing to `target` (None: any number)."""
 
     def __init__(self, target: int | None, num_done: Callable[[], int]) -> None:
         self._target, self._num_done = target, num_done

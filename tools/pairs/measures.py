@@ -69,7 +69,7 @@ class PolicyTokenizer:
         return int(self._render is not None)
 
     def prompt_text(self, messages: Sequence[Row], tools: Sequence[Row] | None, plain: str) -> str:
-        """What is tokenised of a prompt: all that the template makes of it, or `plain` where there is no template."""
+        """The text to tokenise: the prompt rendered by the chat template, or `plain` without one."""
         return plain if self._render is None else self._render(messages, tools)
 
 

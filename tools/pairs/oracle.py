@@ -1,4 +1,4 @@
-"""Who rectifies and how it is asked, and the errors that it is given."""
+"""The oracle's settings and requests, and the errors file."""
 
 import codecs
 import json
@@ -20,7 +20,7 @@ HUMAN = "human"  # the model name under which a person's edits are filed
 
 @dataclass(frozen=True)
 class Oracle:
-    """Who edits and how it is asked. `temperature` and `thinking` None leave the server's own defaults."""
+    """The model that edits, and its sampling settings. `temperature` None leaves the server's default."""
 
     model: str
     with_answer: bool = False

@@ -109,7 +109,7 @@ def _stop_signals(stop: asyncio.Event) -> Iterator[None]:
 
 
 class FailureStreak:
-    """Stops a run that leads nowhere: `limit` requests in a row failed for good (the server is gone), or each of the
+    """Stops a run that cannot succeed: `limit` requests in a row failed for good (the server is gone), or each of the
     first `limit` was refused (it is not the questions that are bad).
 
     Refusals are quick and answers slow, so that refusals count by the order in which requests were begun.
@@ -119,7 +119,7 @@ class FailureStreak:
         self._limit = limit
         self._length = self._num_begun = self._num_failed = self._num_first_refused = 0
         self._served = False
-        self._end = ""  # how RunFailed's message goes on after the latest failure
+        self._end = ""  # the end of RunFailed's message, after the latest failure
 
     def begin(self) -> int:
         """The number of the next request of this run, from 0."""
@@ -162,3 +162,8 @@ def progress_bar(stage: str, total: int, done: int, unit: str) -> "tqdm[None]":
     return tqdm(
         total=total, initial=done, desc=stage, unit=unit, mininterval=30.0 if quiet else 0.5, dynamic_ncols=True
     )
+
+
+def token_rate(bar: "tqdm[None]", num_tokens: int) -> dict[str, str]:
+    """Tokens per second since the bar began, for its postfix."""
+    return {"tokens/s": f"{num_tokens / max(bar.format_dict['elapsed'], 1e-9):,.0f}"}

@@ -1,4 +1,4 @@
-"""What the policy and the oracle are asked, word for word. Changing a text means a new version name."""
+"""The prompts of the policy and of the oracle. Changing a text requires a new PROMPT_VERSION."""
 
 from collections.abc import Sequence
 
@@ -77,6 +77,7 @@ _COMPLAINTS = {
     "result, too",
     "change_ratio": "too much of the text was changed (share of new tokens: {extracted}); keep every sentence that is "
     "right word for word",
+    "undecided": "the final answer {extracted} could not be compared; write it in a simpler form",
     "unchanged": "the text was the student's, unchanged",
     "answer_leak": "the text spoke of a correction or of a known answer ({extracted}); let it be the student's own",
 }

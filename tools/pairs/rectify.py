@@ -19,7 +19,7 @@ from tools.pairs.grade import Grader
 from tools.pairs.journal import Fields, Journal, check_fields
 from tools.pairs.limits import Budget, Payment, Places, Prices
 from tools.pairs.oracle import HUMAN, Choice, Oracle
-from tools.pairs.pool import DRAIN_SECONDS, FailureStreak, Interrupted, RunFailed, progress_bar, run_pool
+from tools.pairs.pool import DRAIN_SECONDS, FailureStreak, Interrupted, RunFailed, progress_bar, run_pool, token_rate
 from tools.pairs.prompts import PROMPT_VERSION
 
 _KEPT = (
@@ -44,7 +44,7 @@ _RECORD_FIELDS: dict[str, Fields] = {
 
 @dataclass(slots=True)
 class Progress:
-    """What the journal knows of one error."""
+    """The journal's state of one error."""
 
     failures: list[tuple[str, str]] = field(default_factory=list)  # (reason, detail) of rejected attempts
     edited_at: int | None = None  # journal offset of the latest rejected edit
@@ -54,7 +54,7 @@ class Progress:
 
 
 class Rectification:
-    """One output folder's journal, and where every error stands in it."""
+    """One output folder's journal, and the state of every error."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Rectification:
         self.output, self.errors, self.oracle, self.attempts, self.prices = output, errors, oracle, attempts, prices
         self.meter = meter
         self.order, self.left_out = (choice or Choice()).sort(errors)
-        # No settings bind this journal: another oracle, or the same one told the answer, may finish the work.
+        # The journal has no settings: another oracle, or the same one with the true answer, may finish the work.
         self.journal = Journal(output / "journal.jsonl", {"stage": "rectify"})
         self.progress = {identifier: Progress() for identifier in errors}
         self.spent_usd = 0.0
@@ -159,7 +159,12 @@ class Rectification:
                         break
                     streak.succeeded()
                 bar.update()
-                shown = {"verified": self.num_verified, "usd": f"{budget.spent_usd:.2f}", **client.faults}
+                shown = {
+                    "verified": self.num_verified,
+                    "usd": f"{budget.spent_usd:.2f}",
+                    **token_rate(bar, client.tokens),
+                }
+                shown |= client.faults
                 bar.set_postfix(shown, refresh=False)
 
             async def rectify_within_target(identifier: str) -> None:
@@ -204,7 +209,7 @@ class Rectification:
         return self.oracle.request(self.errors[identifier], progress.failures, previous)
 
     def _known_refusal(self, progress: Progress) -> str | None:
-        """Why an oracle that does answer others has refused this error before: to be refused again is no news."""
+        """Why an oracle that answers others refused this error before; the same refusal does not stop the run."""
         known = progress.refused_by == self.oracle.model and self.oracle.model in self.answered_by
         return progress.failed if known else None
 
@@ -253,7 +258,7 @@ class Rectification:
         }
 
     def _cost(self, completion: Completion) -> float | None:
-        """Dollars for the answer; None where the server tells no tokens."""
+        """Dollars for the answer; None where the server reports no token counts."""
         if completion.prompt_tokens is None or completion.completion_tokens is None:
             return None
         return self.prices.cost(completion.prompt_tokens, completion.completion_tokens)
@@ -326,6 +331,8 @@ class Rectification:
         if progress.failed is not None:
             return progress.failed
         if len(progress.failures) >= self.attempts:
+            return progress.failures[-1][0]
+        if progress.failures and not self.stopped:
             return progress.failures[-1][0]
         return f"not_attempted_{self.stopped}" if self.stopped else "not_attempted"
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-# Servers' own names for the two ends that a pair may hold (spot_megatron.files.FINISH_REASONS) and for a filtered answer.
+# Servers' names for the two finish reasons that a pair may hold (files.FINISH_REASONS) and for a filtered answer.
 CONTENT_FILTER = "content_filter"
 _FINISH_REASONS = {
     "stop": ("stop", "eos", "eos_token", "end_turn", "stop_sequence"),

@@ -1,4 +1,4 @@
-"""How the policy is asked: the settings that its answers depend on, and who asks which question."""
+"""Sampling settings and the requests made from them; shards of the questions."""
 
 import hashlib
 import zlib
@@ -14,13 +14,13 @@ Key = tuple[str, int]  # question id, sample
 
 @dataclass(frozen=True)
 class Sampling:
-    """What an answer depends on, besides the question. A journal holds answers of one such setting only."""
+    """Everything besides the question that an answer depends on. A journal holds answers of one Sampling only."""
 
     model: str
     temperature: float = 0.7
     top_p: float = 0.8
     max_tokens: int = 32768
-    thinking: str = "off"  # off | on | server: what the chat template is told
+    thinking: str = "off"  # off | on | server: enable_thinking of the chat template
     suffix: str = ""
     seed: int = 1234
     token_ids: bool = False

@@ -181,7 +181,7 @@ def sdpa(
 
 
 def flex_mask(
-    num_positions: int, cu_main: Tensor, cu_suffix_q: Tensor, cu_suffix_k: Tensor, suffix_k_index: Tensor
+    num_positions: int, cu_main: Tensor, cu_suffix_q: Tensor, cu_suffix_k: Tensor, suffix_k_position: Tensor
 ) -> Any:
     """What each position of a pack sees, as FlexAttention's BlockMask: its own sequence up to itself, and for one of a
     suffix the prefix, positions [first, stop) of the pack. Arguments as in PairSeqParams."""
@@ -190,7 +190,7 @@ def flex_mask(
     sequence = torch.searchsorted(ends, position, right=True)
     num_prefix = (cu_suffix_k.diff() - cu_suffix_q.diff()).long()
     of_main = cu_main.new_zeros(len(cu_main) - 1, dtype=torch.long)
-    first_key = suffix_k_index[cu_suffix_k[:-1].long()]
+    first_key = suffix_k_position[cu_suffix_k[:-1].long()]
     first = torch.cat([of_main, first_key])[sequence]
     stop = torch.cat([of_main, first_key + num_prefix])[sequence]
 

@@ -42,8 +42,8 @@ class PairSeqParams(PackedSeqParams):
 
     cu_main: Tensor  # [Q+1] int32, call 1
     cu_suffix_q: Tensor  # [R+1] int32, call 2's queries, from position num_main on
-    cu_suffix_k: Tensor  # [R+1] int32, call 2's keys, numbered within suffix_k_index
-    suffix_k_index: Tensor  # [K] int64
+    cu_suffix_k: Tensor  # [R+1] int32, call 2's keys, numbered within suffix_k_position
+    suffix_k_position: Tensor  # [K] int64
     num_main: int
     num_suffix: int
     max_main: int
@@ -54,7 +54,7 @@ class PairSeqParams(PackedSeqParams):
     mains: list[slice]
     suffixes: list[tuple[slice, slice]]
     # The scored positions of this context-parallel rank, numbered within its share of the pack.
-    head_row: Tensor  # [S] int64: position whose hidden state predicts head_target
+    head_position: Tensor  # [S] int64: position whose hidden state predicts head_target
     head_target: Tensor  # [S] int64
     head_segment: Tensor  # [S] int64: 3 * pair + {0 shared, 1 chosen, 2 rejected}
     block_mask: Any = None  # FlexAttention's, made by the first layer for all of them
@@ -74,7 +74,7 @@ def pair_seq_params(pack: Pack, device: torch.device, context_rank: int = 0, con
         return to_device(array, device)
 
     own = own_positions(pack, context_rank, context_size)
-    scored = (pack.head_row >= own.start) & (pack.head_row < own.stop)
+    scored = (pack.head_position >= own.start) & (pack.head_position < own.stop)
 
     # Megatron reads these as the length of its rotary table; powers of two, so that its cache is hit.
     rotary_length = 1 << int(pack.position_ids.max()).bit_length()
@@ -85,7 +85,7 @@ def pair_seq_params(pack: Pack, device: torch.device, context_rank: int = 0, con
         cu_main=move(pack.cu_main),
         cu_suffix_q=move(pack.cu_suffix_q),
         cu_suffix_k=move(pack.cu_suffix_k),
-        suffix_k_index=move(pack.suffix_k_index),
+        suffix_k_position=move(pack.suffix_k_position),
         num_main=pack.num_main,
         num_suffix=pack.num_suffix,
         max_main=_longest(pack.cu_main),
@@ -93,7 +93,7 @@ def pair_seq_params(pack: Pack, device: torch.device, context_rank: int = 0, con
         max_suffix_k=_longest(pack.cu_suffix_k),
         mains=_spans(pack.cu_main),
         suffixes=_suffix_spans(pack),
-        head_row=move(pack.head_row[scored] - own.start),
+        head_position=move(pack.head_position[scored] - own.start),
         head_target=move(pack.head_target[scored]),
         head_segment=move(pack.head_segment[scored]),
     )
@@ -112,7 +112,7 @@ def _suffix_spans(pack: Pack) -> list[tuple[slice, slice]]:
     queries, keys = _spans(pack.cu_suffix_q + pack.num_main), _spans(pack.cu_suffix_k)
     found = []
     for own, key in zip(queries, keys, strict=True):
-        first = int(pack.suffix_k_index[key.start])
+        first = int(pack.suffix_k_position[key.start])
         found.append((own, slice(first, first + (key.stop - key.start) - (own.stop - own.start))))
     return found
 
@@ -158,7 +158,7 @@ class PairAttention(torch.nn.Module):
             return self._two_calls(query, key, value, layout)
         if layout.block_mask is None:
             cu = layout.cu_main, layout.cu_suffix_q, layout.cu_suffix_k
-            layout.block_mask = flex_mask(len(query), *cu, layout.suffix_k_index)
+            layout.block_mask = flex_mask(len(query), *cu, layout.suffix_k_position)
         return flex(query, key, value, layout.block_mask, self.scale)
 
     def _two_calls(self, query: Tensor, key: Tensor, value: Tensor, layout: PairSeqParams) -> Tensor:
@@ -168,7 +168,7 @@ class PairAttention(torch.nn.Module):
         out = varlen(query[main], key[main], value[main], cu, cu, longest, longest, self.scale)
         if not layout.num_suffix:
             return out
-        index = layout.suffix_k_index
+        index = layout.suffix_k_position
         suffix = varlen(
             query[layout.num_main :],
             key.index_select(0, index),

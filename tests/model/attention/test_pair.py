@@ -33,7 +33,7 @@ def dense_mask(num_rows, layout):
     queries, keys = spans(layout.cu_suffix_q), spans(layout.cu_suffix_k)
     for (q0, q1), (k0, k1) in zip(queries, keys, strict=True):
         causal = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril((k1 - k0) - (q1 - q0))
-        sees[layout.num_main + q0 : layout.num_main + q1, layout.suffix_k_index[k0:k1]] = causal
+        sees[layout.num_main + q0 : layout.num_main + q1, layout.suffix_k_position[k0:k1]] = causal
     return sees
 
 
@@ -97,7 +97,7 @@ def check_flex(layout, multiple_of):
     pack = build_pack(PAIRS, range(5), layout, multiple_of, pad_id=0)
     params = pair_seq_params(pack, torch.device("cpu"))
     num_rows = len(pack.input_ids)
-    mask = flex_mask(num_rows, params.cu_main, params.cu_suffix_q, params.cu_suffix_k, params.suffix_k_index)
+    mask = flex_mask(num_rows, params.cu_main, params.cu_suffix_q, params.cu_suffix_k, params.suffix_k_position)
     row = torch.arange(num_rows)
     assert torch.equal(mask.mask_mod(None, None, row[:, None], row[None, :]), dense_mask(num_rows, params))
     generator = torch.Generator().manual_seed(3)

@@ -136,7 +136,7 @@ def test_mistakes_end_with_code_2_and_one_paragraph(source, imported, tmp_path, 
     shutil.copytree(imported, unfinished)
     (unfinished / "model" / "metadata.json").unlink()
     for arguments, words in [
-        (["import", "--hf", str(tmp_path / "absent"), "--output", str(tmp_path / "o")], ["no folder"]),
+        (["import", "--hf", str(tmp_path / "absent"), "--output", str(tmp_path / "o")], ["does not exist"]),
         (["import", "--hf", str(source), "--output", str(tmp_path / "used")], ["exists already"]),
         (["import", "--hf", str(source), "--output", str(source / "inside")], ["lies inside"]),
         (
@@ -151,7 +151,10 @@ def test_mistakes_end_with_code_2_and_one_paragraph(source, imported, tmp_path, 
             ["import", "--hf", str(source), "--output", str(tmp_path / "o"), "--set", "optim.lr=1"],
             ["optim.lr", "parallel"],
         ),
-        (["export", "--checkpoint", str(source), "--output", str(tmp_path / "o")], ["no checkpoint", "model/ and hf/"]),
+        (
+            ["export", "--checkpoint", str(source), "--output", str(tmp_path / "o")],
+            ["not a checkpoint", "model/ and hf/"],
+        ),
         (["export", "--checkpoint", str(unfinished), "--output", str(tmp_path / "o")], ["metadata.json is missing"]),
         (["export", "--checkpoint", str(imported), "--output", str(tmp_path / "used")], ["exists already"]),
         (["verify", "--a", str(source), "--b", str(tmp_path)], ["holds no weights"]),

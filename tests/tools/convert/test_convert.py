@@ -126,7 +126,7 @@ SMALL_FILES = "import sys; from tools.convert import convert; convert.CHECKPOINT
 SMALL_FILES += "from tools.convert.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
 
-def test_a_killed_import_goes_on_where_it_was(large, tmp_path):
+def test_a_killed_import_resumes(large, tmp_path):
     """Killed with -9 in the middle: nothing is published, no process stays, finished files are kept as they are."""
     arguments = ["import", "--hf", large, "--output", tmp_path / "out", "--workers", "1"]
     start = [sys.executable, "-c", SMALL_FILES, *map(str, arguments)]
@@ -159,7 +159,7 @@ def test_a_killed_import_goes_on_where_it_was(large, tmp_path):
 
 
 def test_another_source_starts_anew(sources, tmp_path, monkeypatch):
-    """What an interrupted conversion of another model, or of the same before it changed, left behind is not used."""
+    """Files of an interrupted conversion of another model are not used."""
 
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -267,7 +267,7 @@ def test_a_source_that_is_cut_short_meanwhile(large, tmp_path, monkeypatch):
         return run(*args)
 
     monkeypatch.setattr(copy_files, "_run", cut_first)
-    with pytest.raises(WeightError, match=r"safetensors ends at byte \d+: it was cut short"):
+    with pytest.raises(WeightError, match=r"safetensors ends at byte \d+: it was truncated"):
         import_folder(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -309,7 +309,7 @@ def test_another_models_checkpoint(sources, tmp_path):
 
 
 def test_damage_of_any_file_of_a_checkpoint_is_named(sources, tmp_path):
-    """Bits flipped and bytes cut in every file, at the same length and format wherever the file allows it."""
+    """Bits flipped and bytes cut in every file, at the same length where the file allows it."""
     checkpoint, generator = tmp_path / "checkpoint", random.Random(0)
     import_folder(sources["qwen3"], checkpoint)
     names = [path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file()]

@@ -1,5 +1,6 @@
 """What the four programs share: wrong places for their output, signals, ids. About 20 s."""
 
+import re
 import signal
 import subprocess
 import time
@@ -7,7 +8,17 @@ import time
 import pytest
 
 from spot_megatron.files import write_rows
-from tests.tools.pairs.support import ASSETS, ENVIRONMENT, ROOT, an_error, program, rows, run, write_questions
+from tests.tools.pairs.support import (
+    ASSETS,
+    ENVIRONMENT,
+    ROOT,
+    an_error,
+    oracle_server,
+    program,
+    rows,
+    run,
+    write_questions,
+)
 
 ENDPOINT = ("--base-url", "http://127.0.0.1:9/v1", "--model", "m")
 
@@ -90,3 +101,27 @@ def test_every_graded_row_needs_its_own_id(tmp_path, second, message):
     write_rows(tmp_path / "in.jsonl", [{"id": 1, **answer}])
     run("grade", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
     assert rows(tmp_path / "out.jsonl")[0]["id"] == 1
+
+
+@pytest.mark.parametrize("name", ["elicit", "rectify", "pairs", "grade"])
+def test_every_option_has_a_line_of_help_with_its_default(name):
+    text = run(name, "--help").stdout
+    options = re.split(r"\n  (?=-)", text)[1:]
+    assert len(options) > 4
+    for option in options:
+        described = re.sub(r"\s+", " ", option)
+        assert len(re.sub(r"--?[\w-]+|\[?[A-Z_]{2,}\S*|\{.*?\}", "", described).split()) >= 3, option
+    shown = {"elicit": "(default: 0.7)", "rectify": "(default: 3)", "pairs": "(default: 8192)", "grade": "(default: 2)"}
+    assert shown[name] in re.sub(r"\s+", " ", text)
+
+
+def test_a_server_that_does_less_than_it_was_asked_to_is_noticed(tmp_path):
+    write_questions(tmp_path / "q.jsonl", 6)
+    base = ("--questions", tmp_path / "q.jsonl", "--output", tmp_path / "out", "--model", "m", "--samples", "2")
+    with oracle_server("--fixed-answer", r"it is \boxed{1}") as url:
+        result = run("elicit", *base, "--base-url", url, "--token-ids")
+    assert "no answer came with token_ids" in result.stderr
+    assert "samples of all 6 questions are identical" in result.stderr
+    with oracle_server() as url:
+        result = run("elicit", *base[:3], tmp_path / "other", *base[4:], "--base-url", url, "--prompt-suffix", "")
+    assert "warning" not in result.stderr

@@ -141,12 +141,13 @@ def test_a_person_can_be_the_oracle(tmp_path):
     first, second, third = text.split("##### error ")[1:]
     text = "##### error ".join(["", first.replace("65", "63"), second.replace("65", "64"), third])
     path.write_text(text)
-    counts = import_edits(path, rectification, grader)
+    counts, rejected = import_edits(path, rectification, grader)
+    assert rejected == {"q1": "wrong_answer 8,64"}
     assert counts == {"verified": 1, "rejected": 1, "unchanged": 1, "already_rectified": 0}
-    assert import_edits(path, rectification, grader)["already_rectified"] == 1
+    assert import_edits(path, rectification, grader)[0]["already_rectified"] == 1
     summary = rectification.write_outputs()
     rectification.journal.close()
-    assert (summary["rectified"], summary["rejected"]) == (1, {"not_attempted": 2})
+    assert (summary["rectified"], summary["rejected"]) == (1, {"wrong_answer": 1, "not_attempted": 1})
     row = rows(tmp_path / "rectified.jsonl")[0]
     assert (row["id"], row["oracle"], row["prompt_version"]) == ("q0", "human", None)
     path.write_text(text.replace("q1", "q9"))
