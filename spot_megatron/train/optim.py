@@ -55,9 +55,8 @@ class Policy:
             group["weight_decay"] = self.weight_decay * group["wd_mult"]
         if self.clip_grad_norm:
             for part in self.parts:
-                if parameters := part.get_parameters():  # a stage of dense layers has no experts' parameters
-                    compact = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
-                    clip_grad_by_total_norm_fp32(parameters, self.clip_grad_norm, grad_norm, compact)
+                compact = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+                clip_grad_by_total_norm_fp32(part.get_parameters(), self.clip_grad_norm, grad_norm, compact)
         self.optimizer.step_with_ready_grads()
         for chunk in self.wrapped:
             if chunk.ddp_config.overlap_param_gather and chunk.bucket_size is None:
@@ -65,8 +64,12 @@ class Policy:
 
     @property
     def parts(self) -> list[DistributedOptimizer]:
-        """The optimizers that are stepped together: one, or one for experts besides."""
-        return list(getattr(self.optimizer, "chained_optimizers", [self.optimizer]))
+        """The optimizers that are stepped together: one, or one for experts besides.
+
+        Without one that has no parameters here, as of experts on a pipeline stage of dense layers.
+        """
+        every = getattr(self.optimizer, "chained_optimizers", [self.optimizer])
+        return [part for part in every if not part.is_stub_optimizer and part.get_parameters()]
 
     def gather_weights(self) -> None:
         """Blocks until updated weights are gathered; otherwise they are gathered lazily by the next forward pass."""
