@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bz2
 import difflib
+import errno
+import fcntl
 import gzip
 import hashlib
 import io
@@ -11,6 +13,8 @@ import json
 import lzma
 import math
 import os
+import socket
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -211,6 +215,33 @@ class AtomicWriter:
         finally:  # a full disk or a second signal leaves nothing behind, either
             self.partial.unlink(missing_ok=True)
             self._file.close()
+
+
+def take_lock(path: Path, wait_seconds: float = 0.0) -> int:
+    """Locks `path` for this process until it ends or the returned descriptor is closed.
+
+    Raises:
+        BlockingIOError: another process holds the lock; the message names it.
+        OSError: the file cannot be made, or its file system does not support locks.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            is_held = error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+            if is_held and time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
+            holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
+            os.close(lock)
+            if is_held:
+                raise BlockingIOError(holder) from None
+            raise
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        return lock
 
 
 def sync_to_disk(path: Path) -> None:

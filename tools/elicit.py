@@ -1,8 +1,8 @@
 """`python -m tools.elicit`: sample the policy's answers to questions, grade them, set its errors apart.
 
-Writes DIR/responses.jsonl (the journal), correct.jsonl, errors.jsonl, excluded.jsonl, summary.json. Run the same
-command again to continue after any stop. With --shard i/n one process of many does its part; --merge then joins the
-parts.
+Writes DIR/responses.jsonl (the journal), correct.jsonl, errors.jsonl, undecided.jsonl, excluded.jsonl, summary.json.
+Run the same command again to continue after any stop. With --shard i/n one process of many does its part; --merge then
+joins the parts. --regrade --output DIR grades DIR's finished samples again with this version's grader; nothing is sent.
 """
 
 import argparse
@@ -22,12 +22,13 @@ from tools.pairs.cli import (
     run_program,
 )
 from tools.pairs.decontaminate import Benchmark
-from tools.pairs.elicit import OUTPUT_FILES, Elicitation, merge
+from tools.pairs.elicit import JOURNAL, OUTPUT_FILES, Elicitation, merge, read_sampling
 from tools.pairs.endpoint import EndpointError
 from tools.pairs.grade import Grader
 from tools.pairs.pool import Interrupted, RunFailed
 from tools.pairs.prompts import ELICIT_SUFFIX
 from tools.pairs.questions import read_questions
+from tools.pairs.regrade import questions_on_file, regrade
 from tools.pairs.sampling import Sampling, Shard
 
 NO_ANSWER_REASONS = ("no_box", "empty_box", "unclosed_box", "unfinished_thinking", "cut_off")
@@ -36,7 +37,10 @@ NO_ANSWER_REASONS = ("no_box", "empty_box", "unclosed_box", "unfinished_thinking
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.elicit", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
-        "--questions", type=Path, required=True, help="a JSONL or Parquet file of rows {id, question | prompt, answer}"
+        "--questions",
+        type=Path,
+        help="a JSONL or Parquet file of rows {id, question | prompt | problem, answer}; --regrade of a finished run "
+        "needs none",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder; a folder with records is continued")
     parser.add_argument(
@@ -79,6 +83,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--merge", nargs="*", type=Path, metavar="JOURNAL", help="join shards (default: those in --output)"
     )
+    parser.add_argument(
+        "--regrade", action="store_true", help="grade the finished samples in --output again; nothing is sent"
+    )
     parser.add_argument("--grade-workers", type=positive_int, default=2, help="processes for answers that need algebra")
     add_endpoint_options(parser, concurrency=256)
     return parser
@@ -93,6 +100,11 @@ def _shard(text: str) -> Shard:
 
 def main() -> None:
     args = arguments().parse_args()
+    if args.regrade:
+        _regrade(args)
+        return
+    if args.questions is None:
+        raise PairError("--questions is missing. Name a JSONL or Parquet file of questions with known answers.")
     found = read_questions(existing_file(args.questions, "question file"), args.english_only)
     if args.against:
         Benchmark(existing_file(path, "benchmark file") for path in args.against).drop_from(found)
@@ -124,6 +136,23 @@ def main() -> None:
         _finish(args, elicitation)
         raise
     _finish(args, elicitation)
+
+
+def _regrade(args: argparse.Namespace) -> None:
+    if args.merge is not None or args.shard is not None:
+        raise PairError("--regrade works on a whole folder. Join the shards by --merge first, then grade it again.")
+    if args.questions is None:
+        found, sampling, samples = questions_on_file(args.output)
+    else:
+        found = read_questions(existing_file(args.questions, "question file"), args.english_only)
+        sampling, samples = read_sampling(args.output / JOURNAL), args.samples
+    grader = Grader(args.grade_workers)
+    try:
+        changes = regrade(args.output, grader)
+    finally:
+        grader.close()
+    elicitation = Elicitation(args.output, found, sampling, samples)
+    print_summary({**elicitation.write_outputs(args.errors_include), "changed_verdicts": changes})
 
 
 async def _ask(args: argparse.Namespace, elicitation: Elicitation) -> None:

@@ -28,14 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _train(options.recipe, options.overrides)
     except UserError as error:
-        _tell(error)
+        _print(error)
         return error.exit_code
 
 
 def _train(name: str, overrides: list[str]) -> int:
     from spot_megatron.recipe import load_recipe
 
-    recipe = load_recipe(name, overrides)  # before the slow imports, so that a typing error is told at once
+    recipe = load_recipe(name, overrides)  # before the slow imports, so that a typing error is reported at once
     hide_known_warnings()
 
     from spot_megatron.parallel.groups import parallel_groups, pick_device
@@ -66,8 +66,8 @@ def end_with_parent() -> None:
         os._exit(EXIT_STOPPED)  # it was killed before the line above
 
 
-def _tell(error: UserError) -> None:
-    """Every rank meets the same mistake; rank 0 tells it, the others only if they outlive it."""
+def _print(error: UserError) -> None:
+    """Every rank meets the same mistake: rank 0 prints it, the others only if rank 0 has not ended them by then."""
     rank = int(os.environ.get("RANK", 0))
     if rank:
         time.sleep(2)

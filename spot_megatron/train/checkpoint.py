@@ -4,6 +4,8 @@
                                  optimizer/  the optimizer's state, each rank's part in a file (optimizer_state.py)
                                  hf/         what an export needs besides the weights
                                  state.json  step, reward shift, the run's first date, and its identity
+                                 SHA256SUMS  of all files; a resume compares them and uses the newest intact checkpoint
+                 damaged_step_00000100/      a checkpoint that a resume found damaged and did not use
 
 The identity is the part of the recipe that must not change, with digests of the token ids of all pairs and of the
 initial weights. A step's random numbers depend on the seed and the step alone, and the batch sampler is a pure function
@@ -16,7 +18,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from spot_megatron.objective.shift import RewardShift
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.optim import Policy
 from spot_megatron.train.optimizer_state import load_optimizer, save_optimizer
-from spot_megatron.weights.checkpoint import load_model, save_model
+from spot_megatron.weights.checkpoint import check_checksums, load_model, save_checksums, save_model
 
 # Sections and keys whose change would make the rest of a run another run.
 _FIXED = ("seed", "model", "objective", "train", "optim", "precision")
@@ -55,10 +57,43 @@ def identity(recipe: Recipe, pairs_digest: str, weights_digest: str, num_pairs: 
     return part | {"num_pairs": num_pairs, "num_steps": num_steps, PAIRS: pairs_digest, WEIGHTS: weights_digest}
 
 
-def newest(folder: Path) -> Path | None:
-    """The complete checkpoint with the most steps in a run's checkpoint folder."""
-    complete = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8}", path.name)]
-    return max(complete, default=None)
+@dataclass(frozen=True)
+class Found:
+    """What a run's checkpoint folder holds for a resume."""
+
+    newest: Path | None = None  # the intact checkpoint with the most steps
+    state: Mapping[str, Any] = field(default_factory=dict)  # its state.json
+    damaged: Mapping[Path, str] = field(default_factory=dict)  # newer ones: why they cannot be used
+
+
+def find_intact(folder: Path) -> Found:
+    """Looks for the newest checkpoint whose files have their checksums. Collective: each rank reads a share of them.
+
+    Raises:
+        CheckpointError: there are checkpoints, but all are damaged.
+    """
+    names = [sorted(path.name for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8}", path.name))]
+    dist.broadcast_object_list(names, src=0)
+    damaged: dict[Path, str] = {}
+    for path in (folder / name for name in reversed(names[0])):
+        try:
+            check_checksums(path)
+            return Found(path, read_state(path), damaged)
+        except CheckpointError as error:
+            damaged[path] = str(error)
+    if damaged:
+        raise CheckpointError(
+            f"{'. '.join(damaged.values())}. No intact checkpoint is left in {folder}: set checkpoint.resume=never to "
+            "set the run aside and start anew"
+        )
+    return Found()
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Renames a damaged checkpoint, so that it is neither resumed nor counted. Returns its new path."""
+    aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return checkpoint.rename(aside)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -68,7 +103,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         if not {"step", "shift", "recipe"} <= state.keys():
             raise ValueError("a key is missing")
     except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint}/state.json cannot be read ({error}); delete this checkpoint") from None
+        raise CheckpointError(f"{checkpoint}/state.json is damaged ({error}); delete this checkpoint") from None
     return state
 
 
@@ -104,6 +139,7 @@ class Checkpoints:
     started: datetime  # the run's first date
     hf_folder: Path
     keep: int
+    found: Found  # before this start
 
     def save(self, step: int, policy: Policy, shift: RewardShift) -> Path:
         """Writes the state after `step` updates and removes all but the `keep` newest checkpoints. Collective.
@@ -124,6 +160,8 @@ class Checkpoints:
             save_side_files(self.hf_folder, partial)
             content = {"step": step, "shift": shift.state_dict(), "started": self.started.isoformat()}
             write_json(partial / "state.json", content | {"recipe": self.identity})
+        save_checksums(partial)
+        if main:
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
@@ -133,16 +171,14 @@ class Checkpoints:
         return final
 
     def resume(self, policy: Policy, shift: RewardShift) -> int:
-        """Restores weights, optimizer and reward shift from the newest checkpoint. Returns the number of updates done.
+        """Restores weights, optimizer and reward shift from the checkpoint found. Returns the number of updates done.
 
         Raises:
-            CheckpointError: the checkpoint belongs to another run, or is damaged.
+            CheckpointError: the checkpoint has no checksums, being an earlier version's, and is damaged.
         """
-        checkpoint = newest(self.folder)
+        checkpoint, state = self.found.newest, self.found.state
         if checkpoint is None:
             return 0
-        state = read_state(checkpoint)
-        check_identity(checkpoint, state, self.identity)
         load_model(policy.bare, checkpoint / "model")
         step = int(state["step"])
         load_optimizer(policy, checkpoint / "optimizer", step)

@@ -21,7 +21,7 @@ from spot_megatron.train.heartbeat import Heartbeat
 from spot_megatron.train.metrics import MetricsLog, metrics_row
 from spot_megatron.train.optim import Policy, learning_rate, make_trainable
 from spot_megatron.train.reference import reference_pass
-from spot_megatron.train.run_folder import say
+from spot_megatron.train.run_folder import locked, say
 from spot_megatron.train.setup import Setup, set_up
 from spot_megatron.train.step import ObjectiveLoss, forward_backward, reduce_sums
 from spot_megatron.train.stop import StopSignal
@@ -35,7 +35,8 @@ def run(recipe: Recipe, topology: Topology) -> int:
     Raises:
         UserError: recipe, pairs, weights or checkpoint cannot be used; the message names the remedy.
     """
-    with Heartbeat(Path(recipe.output), topology.rank, topology.world, recipe.parallel.timeout_minutes) as heartbeat:
+    output, timeout = Path(recipe.output), recipe.parallel.timeout_minutes
+    with locked(output, topology), Heartbeat(output, topology.rank, topology.world, timeout) as heartbeat:
         return work(set_up(recipe, topology, heartbeat))
 
 
@@ -71,7 +72,7 @@ def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray)
     say(topology, f"{len(job.dataset)} pairs, steps {first} to {num_steps} of {num_steps}")
     loss = ObjectiveLoss(recipe.objective, shift, reference)
 
-    with StopSignal(topology.device) as stop, MetricsLog(job.folder, recipe, num_steps, first, topology.is_main) as log:
+    with StopSignal() as stop, MetricsLog(job.folder, recipe, num_steps, first, topology.is_main) as log:
         for step in range(first, num_steps):
             start = time.perf_counter()
             job.heartbeat.beat(step + 1, "training")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from spot_megatron.errors import RecipeError
 from spot_megatron.files import read_rows, write_rows
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.step import StepSums
@@ -36,6 +38,19 @@ def metrics_row(step: int, sums: StepSums, shift: float, lr: float, seconds: flo
         "unique_tokens": sums.num_unique_tokens,
         "seconds": round(seconds, 4),
     }
+
+
+def check_loggers(recipe: Recipe) -> None:
+    """Raises RecipeError, on every rank, if a logger of the recipe needs a package that is not installed."""
+    wanted = {"tensorboard": recipe.logging.tensorboard, "wandb": recipe.logging.wandb}
+    for package in (name for name, is_wanted in wanted.items() if is_wanted):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise RecipeError(
+                f"logging.{package}=true: the package cannot be imported ({error}); pip install {package}, or set "
+                f"logging.{package}=false"
+            ) from None
 
 
 class MetricsLog:

@@ -32,6 +32,7 @@ from spot_megatron.errors import CheckpointError
 from spot_megatron.train.optim import Policy
 from spot_megatron.train.optimizer_blocks import Block, Range, blocks
 from spot_megatron.weights.checkpoint import one_line
+from spot_megatron.weights.dist_metadata import check_metadata
 
 
 def save_optimizer(policy: Policy, folder: Path) -> None:
@@ -45,6 +46,7 @@ def load_optimizer(policy: Policy, folder: Path, num_updates: int) -> None:
     Raises:
         CheckpointError: the folder is damaged, or another model's.
     """
+    check_metadata(folder)
     for part in policy.parts:
         _make_states(part)
     planner = _LoadPlanner(list(blocks(policy)), folder)

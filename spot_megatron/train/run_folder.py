@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,12 +16,46 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from spot_megatron.errors import RecipeError
-from spot_megatron.files import write_json, write_text
+from spot_megatron.errors import CheckpointError, RecipeError
+from spot_megatron.files import take_lock, write_json, write_text
 from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 
 PACKAGES = ("torch", "megatron-core", "transformers", "safetensors", "numpy")
+LOCK_SECONDS = 10.0  # that a killed run's processes may take to end
+
+
+@contextlib.contextmanager
+def locked(folder: Path, topology: Topology) -> Iterator[None]:
+    """Keeps other processes from training in `folder` meanwhile. Collective.
+
+    Raises:
+        CheckpointError: another run uses the folder, on every rank.
+    """
+    file = folder.with_name(f".{folder.name}.lock")  # beside it, as checkpoint.resume=never renames the folder
+    lock: int | None = None
+
+    def take() -> str | None:
+        nonlocal lock
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = take_lock(file, LOCK_SECONDS)
+        except BlockingIOError as holder:
+            return f"output: {holder} is training in {folder}; let it finish, stop it, or choose another `output`"
+        except PermissionError as error:
+            return f"output: {folder} cannot be created ({error}); choose a writable folder"
+        except OSError as error:
+            say(topology, f"WARNING: {file} cannot be locked ({error}): do not start a second run in {folder}")
+        return None
+
+    refusal: str | None = from_main(take, topology)
+    if refusal is not None:
+        raise CheckpointError(refusal)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def prepare_folder(recipe: Recipe, topology: Topology, started: datetime) -> Path:

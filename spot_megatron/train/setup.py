@@ -24,8 +24,9 @@ from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 from spot_megatron.train import checkpoint
 from spot_megatron.train.batches import training_batches
-from spot_megatron.train.checkpoint import Checkpoints
+from spot_megatron.train.checkpoint import Checkpoints, Found, find_intact, set_aside
 from spot_megatron.train.heartbeat import Heartbeat
+from spot_megatron.train.metrics import check_loggers
 from spot_megatron.train.packing import pack_multiple
 from spot_megatron.train.run_folder import first_date, from_main, prepare_folder, say
 
@@ -67,26 +68,31 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
     """
     if recipe.deterministic:
         make_deterministic(topology.device)
+    check_loggers(recipe)
     hf_folder = resolve_model(recipe.model.hf)
     hf = read_hf_config(hf_folder)
     transformer_config(hf, recipe, topology.device.type)  # raises for a split that does not fit, before data is read
     weights = HFFolder(hf_folder)
     output = Path(recipe.output)
-    saved = checkpoint.newest(output / "checkpoints") if recipe.checkpoint.resume == "auto" else None
-    state = checkpoint.read_state(saved) if saved else {}
-    started: datetime = from_main(lambda: first_date(output, state, recipe.checkpoint.resume), topology)
+    found = find_intact(output / "checkpoints") if recipe.checkpoint.resume == "auto" else Found()
+    started: datetime = from_main(lambda: first_date(output, found.state, recipe.checkpoint.resume), topology)
     tokenized = read_data(recipe, hf_folder, hf, topology, started)
     dataset = PreferencePairDataset.build(tokenized, seed=recipe.seed, max_tokens=recipe.data.max_tokens, pad_id=0)
     sampler = training_batches(recipe, dataset, hf, topology)
     digest: str = from_main(weights.digest, topology)
     identity = checkpoint.identity(recipe, dataset.fingerprint(), digest, len(dataset), sampler.num_steps)
-    if saved:  # another run is refused before any of its files is overwritten
-        for name in checkpoint.check_identity(saved, state, identity):
-            say(topology, f"WARNING: {saved} was written by an earlier version without a {name}, so it is not compared")
+    if found.newest:  # another run is refused before any of its files is overwritten
+        for name in checkpoint.check_identity(found.newest, found.state, identity):
+            say(
+                topology,
+                f"WARNING: {found.newest} was written by an earlier version without a {name}, so it is not compared",
+            )
     folder = prepare_folder(recipe, topology, started)
     if topology.is_main:
         write_json(folder / "dropped.json", tokenized.dropped)
-    checkpoints = Checkpoints(folder / "checkpoints", identity, started, hf_folder, recipe.checkpoint.keep)
+        for damaged, reason in found.damaged.items():
+            say(topology, f"WARNING: {reason}. Renamed to {set_aside(damaged)}; continuing from {found.newest}")
+    checkpoints = Checkpoints(folder / "checkpoints", identity, started, hf_folder, recipe.checkpoint.keep, found)
     return Setup(recipe, topology, folder, hf, weights, digest, dataset, sampler, checkpoints, heartbeat)
 
 

@@ -48,9 +48,9 @@ def test_a_response_that_reaches_the_limit_is_cut_and_counted(tiny):
     (response,) = sample_responses(model, tokenizer, ["4*2, 7*9"], decoding, seed=0)
     assert response.finish == "length"
     assert len(response.ids) == 5
-    rows = [{"id": "a", "question": "4*2, 7*9", "answer": "8,63", "skill": "products"}]
+    rows = [{"id": "a", "question": "4*2, 7*9", "answer": "8,63", "skill": "products", "grader": "tiny"}]
     result = evaluate(ASSETS, rows, decoding)
-    assert result["skills"]["products"] == {"correct": 0, "total": 1, "accuracy": 0.0, "cut": 1}
+    assert result["skills"]["products"] == {"correct": 0, "total": 1, "accuracy": 0.0, "undecided": 0, "cut": 1}
     assert "model: 1 responses reached the token limit" in table(result, None)
 
 
@@ -71,25 +71,41 @@ def test_evaluate_counts_samples_per_skill():
         assert score["accuracy"] == score["correct"] / score["total"]
 
 
-def test_rows_of_other_skills_are_graded_as_mathematics():
+def test_rows_without_a_grader_are_graded_as_mathematics():
     row = {"question": "half of one?", "answer": "0.5", "skill": "all"}
-    assert grade_row(row, "so it is \\boxed{\\frac{1}{2}}.")
-    assert not grade_row(row, "so it is \\boxed{2}.")
-    assert not grade_row({"question": "4*2, 7*9", "answer": "8,63", "skill": "products"}, "\\boxed{63,8}")
+    assert grade_row(row, "so it is \\boxed{\\frac{1}{2}}.") == "correct"
+    assert grade_row(row, "so it is \\boxed{2}.") == "wrong"
+    assert grade_row(row, "so it is \\boxed{0.51}.") == "undecided"
+    products = {"question": "4*2, 7*9", "answer": "8,63", "skill": "products"}
+    assert grade_row({**products, "grader": "tiny"}, "\\boxed{63,8}") == "wrong"
+    assert grade_row(products, "\\boxed{63,8}") == "correct"  # a skill's name alone says nothing of the grader
 
 
-def test_a_user_s_skill_may_be_called_like_a_tiny_one():
-    """Rows that crashed after the sampling: the name is a tiny skill's, the question is not."""
-    row = {"question": "What is the sum of 2 and 3?", "answer": "5", "skill": "sum"}
-    assert grade_row(row, "It is \\boxed{5}.")
-    assert not grade_row(row, "It is \\boxed{6}.")
-    assert grade_row({"question": "about 7*8+6*9", "answer": "110", "skill": "sum"}, "\\boxed{110}")
+def test_questions_are_read_as_the_pair_tools_read_them(tmp_path):
+    """AIME_2024, MATH-500 and OlympiadBench as published."""
+    path = tmp_path / "questions.jsonl"
+    rows = [
+        {"ID": "2024-I-1", "Problem": "p", "Solution": "s \\boxed{204}", "Answer": 204},
+        {"problem": "q", "solution": "long", "answer": "\\frac{1}{2}", "subject": "Algebra"},
+        {"question": "r", "solution": ["a long text"], "final_answer": ["2", "3"]},
+        {"prompt": [{"role": "user", "content": "t"}], "answer": 7},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_questions(path)
+    assert [(row["question"], row["answer"]) for row in found] == [
+        ("p", "204"),
+        ("q", r"\frac{1}{2}"),
+        ("r", "2, 3"),
+        ("t", "7"),
+    ]
+    assert {row["skill"] for row in found} == {"all"}
 
 
 def test_table_shows_counts_and_the_difference():
-    base = {"skills": {"products": {"correct": 5, "total": 10, "accuracy": 0.5, "cut": 0}}}
-    model = {"skills": {"products": {"correct": 9, "total": 10, "accuracy": 0.9, "cut": 0}}}
-    line = table(model, base).splitlines()[-1]
+    base = {"skills": {"products": {"correct": 5, "total": 10, "accuracy": 0.5, "undecided": 0, "cut": 0}}}
+    model = {"skills": {"products": {"correct": 9, "total": 10, "accuracy": 0.9, "undecided": 3, "cut": 0}}}
+    *_, line, remark = table(model, base).splitlines()
+    assert remark.startswith("model: 3 responses are undecided")
     assert line.split() == ["products", "50.0", "(5/10)", "90.0", "(9/10)", "+40.0"]
 
 
@@ -109,7 +125,14 @@ def test_command_prints_json_for_both_models(tmp_path, capsys):
         ("", "holds no question"),
         ('{"question": "1"}\n', ":1: "),
         ('{"question": "1", "answer": "2"}\nnot json\n', ":2: "),
-        ('{"question": 1, "answer": "2"}\n', ":1: `question`"),
+        ('{"question": 1, "answer": "2"}\n', ":1: the prompt must be text"),
+        ('{"question": "1", "answer": NaN}\n', ":1: "),
+        ('{"question": "1", "answer": "null"}\n', ":1: `answer` is 'null'"),
+        ('{"question": "1", "answer": "2", "grader": "mine"}\n', ":1: `grader` is 'mine'; known are tiny"),
+        (
+            '{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "answer": "2"}\n',
+            ":1: several turns or tools",
+        ),
         ('{"question": "1", "answer": "2", "skill": ["a"]}\n', ":1: `skill` is a list"),
         ('{"question": "1", "answer": "2"}\n{"question": "1", "answer": "2", "skill": 3}\n', ":2: `skill`"),
     ],

@@ -178,7 +178,13 @@ def test_the_questions_are_asked_as_the_recipe_says(trained, tmp_path, capsys):
     assert launch.main([*trained, "evaluation.max_new_tokens=5", "evaluation.samples=3"]) == 0
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     for side in ("base", "model"):
-        assert result[side]["skills"]["products"] == {"correct": 0, "total": 3, "accuracy": 0.0, "cut": 3}
+        assert result[side]["skills"]["products"] == {
+            "correct": 0,
+            "total": 3,
+            "accuracy": 0.0,
+            "undecided": 0,
+            "cut": 3,
+        }
     printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("+ python -m tools.eval "))
     flags = eval_parser().parse_args(shlex.split(printed)[4:])
     assert (flags.base, flags.samples, flags.max_new_tokens, flags.temperature) == (

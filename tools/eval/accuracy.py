@@ -14,6 +14,7 @@ from spot_megatron.errors import PairError, WeightError
 from spot_megatron.files import Row
 from tools.eval.questions import grade_row
 from tools.eval.sample import Decoding, sample_responses
+from tools.pairs.grade import CORRECT, TIMEOUT, UNDECIDED
 
 
 def evaluate(
@@ -26,8 +27,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Sample each question `samples` times from the HF model in `model_dir` and grade the responses.
 
-    Returns `{"model", "seconds", "skills": {skill: {"correct", "total", "accuracy", "cut"}}}`, accuracies as
-    fractions in the questions' order of skills; `cut` counts the responses that reached `decoding.max_new_tokens`.
+    Returns `{"model", "seconds", "skills": {skill: {"correct", "total", "accuracy", "undecided", "cut"}}}`,
+    accuracies as fractions in the questions' order of skills; `undecided` counts the responses that the grader could
+    neither confirm nor disprove, which are not counted as correct, `cut` those that reached `decoding.max_new_tokens`.
     Raises WeightError when the folder holds no model, or no tokenizer and chat template to ask it with.
     """
     if not (Path(model_dir) / "config.json").is_file():
@@ -43,9 +45,12 @@ def evaluate(
     responses = sample_responses(model, tokenizer, [row["question"] for row in rows], decoding or Decoding(), seed)
     total: Counter[str] = Counter(row["skill"] for row in rows)
     correct: Counter[str] = Counter()
+    undecided: Counter[str] = Counter()
     cut: Counter[str] = Counter()
     for row, response in zip(rows, responses, strict=True):
-        correct[row["skill"]] += grade_row(row, response.text)
+        verdict = grade_row(row, response.text)
+        correct[row["skill"]] += verdict == CORRECT
+        undecided[row["skill"]] += verdict in (UNDECIDED, TIMEOUT)
         cut[row["skill"]] += response.finish == "length"
     return {
         "model": str(model_dir),
@@ -55,6 +60,7 @@ def evaluate(
                 "correct": correct[skill],
                 "total": total[skill],
                 "accuracy": correct[skill] / total[skill],
+                "undecided": undecided[skill],
                 "cut": cut[skill],
             }
             for skill in total
@@ -92,6 +98,9 @@ def table(model: dict[str, Any], base: dict[str, Any] | None) -> str:
         num_cut = sum(score["cut"] for score in result["skills"].values()) if result else 0
         if num_cut:
             lines.append(f"{name}: {num_cut} responses reached the token limit and were graded as they stood")
+        num_undecided = sum(score["undecided"] for score in result["skills"].values()) if result else 0
+        if num_undecided:
+            lines.append(f"{name}: {num_undecided} responses are undecided: neither confirmed nor disproved")
     return "\n".join(lines)
 
 

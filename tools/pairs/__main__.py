@@ -50,6 +50,7 @@ def main() -> None:
         from tools.pairs.report import ReportData
 
         report = ReportData(args.gamma)
+        report.add_rejected(args.rectified.with_name("rejected.jsonl"))
     with AtomicWriter(args.output) as kept, AtomicWriter(dropped_path) as dropped:
         for decision in pair_filter.run(read_rows(args.rectified), args.rectified):
             if isinstance(decision, Keep):

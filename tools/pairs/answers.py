@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from spot_megatron.files import Row
 from tools.pairs.conversation import shown_problem
-from tools.pairs.grade import CORRECT, NO_ANSWER, UNDECIDED, WRONG, Grader, extract
+from tools.pairs.grade import CORRECT, NO_ANSWER, TIMEOUT, UNDECIDED, Grader, extract
 from tools.pairs.leaks import find_leak
 from tools.pairs.measures import PolicyTokenizer, measure
 from tools.pairs.prompts import MARKER_END, MARKER_START
@@ -93,9 +93,8 @@ def judge_edit(error: Row, edited: str, grader: Grader, meter: EditMeter | None 
         return rejected("unchanged")
     verdict = grader.grade(edited, error["answer"])
     if verdict.verdict != CORRECT:
-        reason = {NO_ANSWER: "no_answer", WRONG: "wrong_answer", UNDECIDED: "undecided"}.get(
-            verdict.verdict, "grading_timeout"
-        )
+        reasons = {NO_ANSWER: "no_answer", TIMEOUT: "grading_timeout", UNDECIDED: "undecided"}
+        reason = reasons.get(verdict.verdict, "wrong_answer")
         return {**rejected(reason, verdict.extracted or ""), "corrected": edited}
     if is_answer_only(edited, error["response"]):
         return {**rejected("answer_only_edit", verdict.extracted or ""), "corrected": edited}

@@ -15,7 +15,7 @@ from spot_megatron.errors import PairError
 from spot_megatron.files import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
 from tools.pairs.batch import BatchClient
 from tools.pairs.client import CallFailed, ChatClient, Completion
-from tools.pairs.grade import CORRECT, NO_ANSWER, WRONG, Grader, Verdict
+from tools.pairs.grade import CORRECT, GRADER_VERSION, NO_ANSWER, UNDECIDED, WRONG, Grader, Verdict
 from tools.pairs.journal import Fields, Journal, check_fields
 from tools.pairs.pool import FailureStreak, progress_bar, run_pool, token_rate
 from tools.pairs.questions import QuestionSet
@@ -37,7 +37,7 @@ class Elicitation:
             raise PairError(
                 'two samples would get the same id, because a question id ends in "#<number>". Rename that id.'
             )
-        name = shard.name("responses", ".jsonl") if shard else "responses.jsonl"
+        name = shard.name("responses", ".jsonl") if shard else JOURNAL
         self.journal = Journal(output / name, asdict(sampling), _is_answer)
         self.offsets: dict[Key, int] = {}  # where the latest record of a key starts
         self.retry: dict[Key, str] = {}  # keys whose latest record is a failure; why a server refused them, else ""
@@ -126,15 +126,17 @@ class Elicitation:
             unusable.finish()
 
     def write_outputs(self, errors_include: Sequence[str]) -> dict[str, Any]:
-        """Sort the journal into correct.jsonl, errors.jsonl and excluded.jsonl (a shard: only count) and sum up.
+        """Sort the journal into correct.jsonl, errors.jsonl, undecided.jsonl and excluded.jsonl (a shard: only count).
 
-        Wrong answers are errors; of no_answer, those whose reason is in `errors_include` are, too. Whatever is neither
-        right nor an error is excluded, with its reason; so is a wrong answer of unknown end (neither "stop" nor
-        "length"), which cannot become a pair. Every planned sample is in exactly one file, or still pending.
+        Wrong answers are errors; of no_answer, those whose reason is in `errors_include` are, too. Answers that the
+        grader neither confirmed nor disproved are undecided. All else is excluded, with its reason; so is a wrong
+        answer of unknown end (neither "stop" nor "length"), which cannot become a pair. Every planned sample is in
+        exactly one file, or still pending.
         """
         counts: Counter[str] = Counter()
         excluded: Counter[str] = Counter()
         tokens: Counter[str] = Counter()
+        graders: Counter[str] = Counter()
         with contextlib.ExitStack() as files:
             names = () if self.shard else _OUTPUTS
             pass_rates = self._pass_rates() if self.samples > 1 and names else {}
@@ -149,6 +151,8 @@ class Elicitation:
                 tokens["prompt"] += record.get("prompt_tokens") or 0
                 tokens["completion"] += record.get("completion_tokens") or 0
                 tokens["calls"] += record.get("calls") or 0
+                if "verdict" in record:
+                    graders[str(record.get("grader", 1))] += 1
                 tokens["with_token_ids"] += "token_ids" in record
                 if place == "excluded":
                     excluded[reason] += 1
@@ -157,7 +161,7 @@ class Elicitation:
                     if key[0] in pass_rates:
                         row["pass_rate"] = pass_rates[key[0]]
                     writers[place].write(dump_line(row))
-        summary = self._summary(counts, excluded, tokens)
+        summary = {**self._summary(counts, excluded, tokens), "grader_versions": dict(graders)}
         name = self.shard.name("summary", ".json") if self.shard else "summary.json"
         write_text(self.output / name, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         return summary
@@ -200,6 +204,7 @@ class Elicitation:
             "samples": total,
             "correct": counts["correct"],
             "errors": counts["errors"],
+            "undecided": counts["undecided"],
             "excluded": dict(excluded),
             "pending": counts["pending"],
             "retried_next_time": len(self.retry),
@@ -218,8 +223,9 @@ class Elicitation:
 _KEY_FIELDS = {"id": str, "sample": int, "question": str, "answer": str}
 _ANSWER_FIELDS: Fields = {**_KEY_FIELDS, "response": str, "finish_reason": str, "verdict": str, "reason": str}
 _FAILURE_FIELDS: Fields = {**_KEY_FIELDS, "failed": str, "permanent": bool}
-_OUTPUTS = ("correct", "errors", "excluded")
-OUTPUT_FILES = (*(f"{name}.jsonl" for name in _OUTPUTS), "responses.jsonl", "summary.json")
+_OUTPUTS = ("correct", "errors", "undecided", "excluded")
+JOURNAL = "responses.jsonl"
+OUTPUT_FILES = (*(f"{name}.jsonl" for name in _OUTPUTS), JOURNAL, "summary.json")
 _GRADED = ("no_box", "unclosed_box", "empty_box", "unfinished_thinking", "cut_off", "unknown_finish")
 
 
@@ -233,6 +239,7 @@ def _answer_fields(completion: Completion, verdict: Verdict) -> Row:
         "verdict": verdict.verdict,
         "extracted": verdict.extracted,
         "reason": verdict.reason,
+        "grader": GRADER_VERSION,
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
         "endpoint": completion.endpoint,
@@ -255,9 +262,20 @@ def _place(record: Row, errors_include: Sequence[str]) -> tuple[str, str]:
         return "excluded", CONTENT_FILTER
     if verdict == CORRECT:
         return "correct", reason
+    if verdict == UNDECIDED:
+        return "undecided", reason
     if verdict != WRONG and not (verdict == NO_ANSWER and reason in errors_include):
         return "excluded", reason
     return ("errors", reason) if record["finish_reason"] in FINISH_REASONS else ("excluded", "unknown_finish")
+
+
+def read_sampling(journal: Path) -> Sampling:
+    """The settings kept beside a journal. Raises PairError when they are missing or damaged."""
+    side = journal.with_name(journal.name + ".settings.json")
+    try:
+        return Sampling(**json.loads(side.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise PairError(f"{side}: cannot be read ({error}). Copy it together with its journal.") from None
 
 
 def merge(output: Path, shard_journals: Sequence[Path]) -> Sampling:
@@ -268,16 +286,12 @@ def merge(output: Path, shard_journals: Sequence[Path]) -> Sampling:
     """
     settings = []
     for path in shard_journals:
-        side = path.with_name(path.name + ".settings.json")
-        try:
-            settings.append(asdict(Sampling(**json.loads(side.read_text(encoding="utf-8")))))
-        except (OSError, ValueError, TypeError) as error:
-            raise PairError(f"{side}: cannot be read ({error}). Copy it together with the shard's journal.") from None
+        settings.append(asdict(read_sampling(path)))
         if settings[-1] != settings[0]:
             raise PairError(
                 f"{path} was made with other settings than {shard_journals[0]}. Shards of one run only can be merged."
             )
-    with Journal(output / "responses.jsonl", settings[0]) as merged:
+    with Journal(output / JOURNAL, settings[0]) as merged:
         known = {_record_key(record) for _, record in merged.records()}
         for path in shard_journals:
             with Journal(path, settings[0]) as shard:  # its lock: a shard that is still running is not merged

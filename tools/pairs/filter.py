@@ -130,7 +130,7 @@ def pair_row(pair: Candidate, finish: str, measures: Measures) -> Row:
     row = pair.row
     meta: Row = {
         key: row[key]
-        for key in ("question_id", "sample", "answer", "oracle", "prompt_version", "attempt")
+        for key in ("question_id", "sample", "pass_rate", "answer", "oracle", "prompt_version", "attempt")
         if key in row
     }
     meta |= {"change_ratio": round(measures.change_ratio, 4), "shared_prefix_tokens": measures.shared_prefix_tokens}

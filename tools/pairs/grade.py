@@ -10,6 +10,7 @@ import atexit
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ GRADER_VERSION = (
     2  # raised by every change that can change a verdict; `tools.elicit --regrade` brings a folder up to it
 )
 LONGEST_ANSWER = 2_000  # characters; a longer answer is right only when it is the same text
+LONGEST_PHRASE = 12  # words of a known answer
 TIME_LIMIT = 5.0  # seconds of CPU for one comparison; four times that on the clock
 
 
@@ -44,6 +46,7 @@ class Verdict:
 
 
 Outcome = tuple[str, str]  # verdict, reason
+_PROSE = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _SURE = {
     math_text.EQUAL: (CORRECT, "same_mathematics"),
     math_text.DIFFERENT: (WRONG, "another_answer"),
@@ -71,6 +74,22 @@ def clean_gold(answer: str) -> str:
     return math_text.clean(", ".join(contents) if contents else answer)
 
 
+def unusable_gold(answer: str) -> str | None:
+    """Why no response could match this known answer, or None: it "is empty", "is prose without a box", ..."""
+    text = clean_gold(answer)
+    if "boxed" in answer and not boxes.final_boxes(answer)[0]:
+        return r"has a \boxed{} that never closes or holds nothing"
+    if not text:
+        return "is empty"
+    if text.lower() in ("nan", "null", "n/a", "na", "undefined value"):
+        return f"is {text!r}, which marks a missing value"
+    if len(text) > LONGEST_ANSWER:
+        return f"has {len(text):,} characters, and at most {LONGEST_ANSWER:,} are compared"
+    if len(_PROSE.findall(text)) > LONGEST_PHRASE:
+        return f"is prose ({len(_PROSE.findall(text))} words) without a box"
+    return None
+
+
 def compare_at_once(gold: str, given: str) -> Outcome | None:
     """(verdict, reason) of two cleaned answers that are the same text or plain numbers, else None."""
     if math_text.squeeze(gold) == math_text.squeeze(given) and gold:
@@ -81,6 +100,10 @@ def compare_at_once(gold: str, given: str) -> Outcome | None:
     if numbers[0] is None or numbers[1] is None:
         return None
     outcome = math_text.compare_numbers(numbers[0], numbers[1])
+    if outcome == math_text.DIFFERENT:
+        other = math_text.continental(gold), math_text.continental(given)
+        if any(a and a.value == b.value for a, b in zip(other, (numbers[1], numbers[0]), strict=True)):
+            outcome = math_text.UNKNOWN
     return {
         math_text.EQUAL: (CORRECT, "same_number"),
         math_text.DIFFERENT: (WRONG, "another_number"),

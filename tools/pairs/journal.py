@@ -2,23 +2,26 @@
 
 A record is one line, written by one `write` call to a file opened for appending; it counts only once its newline is
 on file. Whatever a crash leaves after the last newline is cut off when the journal is opened again, and that work is
-redone.
+redone. Each line ends with the CRC-32 of the bytes before it, so that a changed record is refused; lines of earlier
+versions have none.
+
+    {"id":"q1","sample":0,"response":"...","crc32":"1c291ca3"}
 """
 
-import errno
-import fcntl
 import json
 import os
-import socket
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError
-from spot_megatron.files import Row, dump_line, parse_line, write_text
+from spot_megatron.files import Row, dump_line, parse_line, take_lock, write_text
 
 Fields = dict[str, type]  # required fields of a record, with their types
 _TAIL_BLOCK = 1 << 16
+_CHECKSUM = b',"crc32":"'
+_CHECKSUM_BYTES = len(_CHECKSUM) + len(b'1c291ca3"}\n')
 
 
 class Journal:
@@ -50,7 +53,7 @@ class Journal:
 
         It survives a kill of this process from here on, and a power cut from the next `sync` on.
         """
-        line, offset = dump_line(row), self._size
+        line, offset = _checked_line(row), self._size
         written = os.write(self._file, line)
         if written != len(line):  # a full disk: take the half line back, so that the file stays readable
             os.ftruncate(self._file, offset)
@@ -69,7 +72,7 @@ class Journal:
     def read_at(self, offset: int) -> Row:
         """The record that starts at `offset`."""
         self._reader.seek(offset)
-        return parse_line(self._reader.readline(), f"{self.path}, byte {offset}")
+        return _parse_record(self._reader.readline(), f"{self.path}, byte {offset}")
 
     def close(self) -> None:
         self.sync()
@@ -91,8 +94,27 @@ def read_records(path: Path) -> Iterator[tuple[int, Row]]:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            yield offset, parse_line(line, f"{path}:{number}")
+            yield offset, _parse_record(line, f"{path}:{number}")
             offset += len(line)
+
+
+def _checked_line(row: Row) -> bytes:
+    """The record's line, with its checksum as the last key."""
+    start = dump_line(row).removesuffix(b"}\n")
+    return b'%b%b%08x"}\n' % (start, _CHECKSUM, zlib.crc32(start))
+
+
+def _parse_record(line: bytes, source: str) -> Row:
+    """The record of one line. Raises PairError if it is not what was written."""
+    start, end = line[:-_CHECKSUM_BYTES], line[-_CHECKSUM_BYTES:]
+    equal = sum(a == b for a, b in zip(end, _CHECKSUM, strict=False))
+    if equal < 0.7 * len(_CHECKSUM):  # an earlier version's, not a changed byte of the key
+        return parse_line(line, source)
+    if end != b'%b%08x"}\n' % (_CHECKSUM, zlib.crc32(start)):
+        raise PairError(
+            f"{source}: the record is damaged: its checksum differs. Take the line out, and its work is done again."
+        )
+    return parse_line(start + b"}\n", source)
 
 
 def check_fields(record: Row, fields: Fields | None, where: str) -> None:
@@ -106,25 +128,18 @@ def check_fields(record: Row, fields: Fields | None, where: str) -> None:
 
 
 def _take_lock(path: Path) -> int:
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-            os.close(lock)
-            raise PairError(
-                f"{path.parent}: this file system does not support file locks ({error.strerror}), without which two "
-                "processes could write here at once. Give an --output on a local disk, or mount it with locks."
-            ) from None
-        holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
-        os.close(lock)
+        return take_lock(path)
+    except BlockingIOError as holder:
         raise PairError(
             f"{path.parent}: {holder} is already writing here. Let it finish, or stop it and run again; "
             "to use several processes or machines, give each its own --shard."
         ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return lock
+    except OSError as error:
+        raise PairError(
+            f"{path.parent}: this file system does not support file locks ({error.strerror}), without which two "
+            "processes could write here at once. Give an --output on a local disk, or mount it with locks."
+        ) from None
 
 
 def _check_settings(path: Path, settings: dict[str, Any], journal: Path, depends: Callable[[Row], bool]) -> None:

@@ -27,7 +27,7 @@ _NORMALIZATION = NormalizationConfig(
 _CONVERSION = replace(ConversionConfig(), lowercase_symbols=False)
 _FREE_NAMES = frozenset("CKck")  # constants of integration
 _UNIT_LETTERS = frozenset("ACFJKLMNPRTVWdghklms")
-# Values of the symbols: whole numbers, for what is about n; between 0 and 1; between 1 and 2.
+# Values of the symbols: whole numbers, for what is about n; between 0 and 1; between 1 and 2; below 0.
 _POINTS = tuple(
     tuple(sympy.Rational(top, bottom) for top in tops)
     for tops, bottom in (
@@ -36,6 +36,7 @@ _POINTS = tuple(
         ((2, 7, 11, 3, 13, 5), 17),
         ((9, 14, 4, 8, 3, 15), 16),
         ((23, 31, 27, 35, 21, 37), 19),
+        ((-8, -3, -11, -5, -13, -6), 7),
     )
 )
 

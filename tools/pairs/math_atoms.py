@@ -83,6 +83,7 @@ _FORMULA_COMMANDS = frozenset(
 _UNTRUSTED = re.compile(
     r"\.\.\.|\d \d|[^\x20-\x7e]|:|\\\\|&|\?|\\(?:overline|pmod|begin|end|int|partial)|#|\"|@|_ ?\{? ?[a-zA-Z]{3}"
 )
+_SHORT_WORD = re.compile(r"(?<![\\a-zA-Z])(?:in|of|by|at|is|if|no|on|as|an|it|so|we|be|do|am|pm)(?![a-zA-Z])")
 
 
 def compare_atoms(gold: str, given: str, algebra: Algebra, parsed: Algebra) -> str:
@@ -111,10 +112,12 @@ def _compare_phrases(gold: str, given: str) -> str | None:
         return DIFFERENT if sure else UNKNOWN
     if known or found:
         exists = math_units.existence(gold) or math_units.existence(given)
-        value = number(given if known else gold)
-        return (
-            DIFFERENT if exists and value else UNKNOWN if not exists or _WORD.search(given if known else gold) else None
-        )
+        phrase, other = (gold, given) if known else (given, gold)
+        value = number(other)
+        if exists and value:
+            in_words = exists == "none" and phrase[:1] != "\\"
+            return UNKNOWN if in_words and value.value == 0 else DIFFERENT  # how many? none
+        return UNKNOWN if not exists or _WORD.search(other) else None
     return None
 
 
@@ -260,7 +263,8 @@ def _compare_ratios(
     if len(sides[0]) != len(sides[1]):
         return UNKNOWN
     if all(a * sides[1][0] == b * sides[0][0] for a, b in zip(sides[0], sides[1], strict=True)):
-        return UNKNOWN if math_units.is_clock(gold) or math_units.is_clock(given) else EQUAL
+        whole = any(value and value.value.denominator == 1 for value in (number(gold), number(given)))
+        return UNKNOWN if whole or math_units.is_clock(gold) or math_units.is_clock(given) else EQUAL
     return DIFFERENT if gold_terms and terms else UNKNOWN
 
 
@@ -310,11 +314,15 @@ def _compare_angles(
 
 
 def radians(text: str) -> str:
-    r"""\sin 30^\circ is \sin(30\pi/180)."""
+    r"""\sin 30^\circ is \sin(30\pi/180); elsewhere a degree sign is a unit, which is left out."""
+    if not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
+        return re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "", text)
     return re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\s*\\circ\s*\}?", r"(\\frac{\1 \\pi}{180})", text)
 
 
 def is_formula(text: str) -> bool:
     """Whether every sign is one that the parser of formulas reads as it is meant."""
+    if _SHORT_WORD.search(text):
+        return False
     commands = set(re.findall(r"\\([a-zA-Z]+)", text))
     return not (_WORD.search(text) or _UNTRUSTED.search(text) or commands - _FORMULA_COMMANDS)

@@ -11,7 +11,7 @@ from itertools import permutations
 from tools.pairs import math_units
 from tools.pairs.math_atoms import Algebra, compare_atoms
 from tools.pairs.math_form import Atom, Form, Grid, Named, Pool, Row, parse
-from tools.pairs.math_text import DIFFERENT, EQUAL, UNKNOWN, number, squeeze
+from tools.pairs.math_text import DIFFERENT, EQUAL, UNKNOWN, continental, number, squeeze
 
 
 def compare(gold: str, given: str, algebra: Algebra) -> str:
@@ -32,7 +32,7 @@ def _other_reading_agrees(gold: str, given: str, gold_form: Form, form: Form) ->
     if gold[:1] in "([" or given[:1] in "([":
         return False
     joined = [re.sub(r"(?<=\d) ?, ?(?=\d{3}(?!\d))", "", side) for side in (gold, given)]
-    points = [number(re.sub(r"(?<=\d),(?=\d+$)", ".", side)) for side in (gold, given)]
+    points = [continental(side) for side in (gold, given)]
     values = [number(side) for side in (gold, given)]
     for point, value in ((points[0], values[1]), (points[1], values[0])):
         if point and value and point.value == value.value:

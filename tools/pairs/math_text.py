@@ -81,7 +81,7 @@ class Number:
 def clean(answer: str) -> str:
     """One spelling for what looks the same on paper: ASCII signs; no fonts, colours, delimiters or outer braces."""
     answer = answer if answer.isascii() else _to_ascii(answer)
-    answer = answer.replace(r"\$", "\x01").replace("$", " ").replace("\x01", "$").replace(r"\%", "%")
+    answer = answer.replace(r"\$", "\x01").replace("$", " ").replace("\x01", r"\$").replace(r"\%", "%")
     answer = re.sub(r"\\[()]|(?<!\\)\\[\[\]]", " ", answer).replace("**", " ") if _is_delimited(answer) else answer
     answer = answer.replace("**", " ") if answer.count("**") == 2 and answer.startswith("**") else answer
     answer = re.sub(r"\\\\\s*\[[^\[\]]*\]", r"\\\\", answer)  # row spacing
@@ -188,6 +188,14 @@ def number(answer: str) -> Number | None:
     return Number(sign * (whole + Fraction(top, bottom)), None, percent, product)
 
 
+def continental(answer: str) -> Number | None:
+    """The value where a comma may mark the decimals and points the thousands: 1.234,5 and 1.234."""
+    found = re.fullmatch(r"(-?(?:\d{1,3}(?:\.\d{3})+|\d+))(?:,(\d+))?", answer)
+    if found is None or not ("." in answer or "," in answer):
+        return None
+    return number(found[1].replace(".", "") + ("." + found[2] if found[2] else ""))
+
+
 def _whole(digits: str) -> int:
     return int(re.sub(r"[, ]", "", digits))
 
@@ -236,7 +244,10 @@ def _compare_values(gold: Number, given: Number) -> str:
         return UNKNOWN if gold.value == given.product or given.value == gold.product else DIFFERENT
     difference, place = abs(gold.value - given.value), max(places)
     if difference <= TOLERANCE * abs(gold.value):
-        return EQUAL if difference < place or (difference == place and len(places) == 1) else UNKNOWN
+        exact = gold.value if gold.place is None else given.value
+        if len(places) == 1:  # what a decimal could spell exactly is not approximated by another one
+            return EQUAL if difference <= place and (exact / place).denominator > 1 else UNKNOWN
+        return EQUAL if difference < place else UNKNOWN
     if gold.place is not None and 2 * difference <= place:
         return UNKNOWN
     return DIFFERENT

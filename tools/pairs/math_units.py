@@ -144,6 +144,7 @@ class Unit:
 
 def split_unit(text: str) -> tuple[str, Unit | None] | None:
     """(the value's text, its unit or None); None where words change what the value means."""
+    text = text.replace(r"\$", "$")
     if text[:1] in "$€£¥" and text[:1]:
         inner = split_unit(text[1:].strip())
         if inner is None or (inner[1] and inner[1].dimension not in ("", "money", "count")):

@@ -77,6 +77,7 @@ _COMPLAINTS = {
     "result, too",
     "change_ratio": "too much of the text was changed (share of new tokens: {extracted}); keep every sentence that is "
     "right word for word",
+    "undecided": "the final answer {extracted} could not be compared; write it in a simpler form",
     "unchanged": "the text was the student's, unchanged",
     "answer_leak": "the text spoke of a correction or of a known answer ({extracted}); let it be the student's own",
 }

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +12,17 @@ import numpy as np
 from markupsafe import Markup, escape
 from rapidfuzz.distance import LCSseq
 
-from spot_megatron.files import Row, write_text
+from spot_megatron.files import Row, read_rows, write_text
 from spot_megatron.report.charts import Chart, Group, Level, histogram, stacked_bar
 from spot_megatron.report.html import render_page
 from spot_megatron.report.numbers import number
 from spot_megatron.report.plot import PALETTE
-from tools.pairs.conversation import text_of, transcript
+from tools.pairs.conversation import shown_problem, text_of, transcript
 from tools.pairs.filter import Drop, Keep
 from tools.pairs.measures import Measures
 
 NUM_SAMPLES = 12
+NUM_REJECTED = 6
 CONTEXT_WORDS = 30  # kept on each side of an edit; longer unchanged stretches are folded
 STRAY_WORDS = 4  # fewer equal words after a rewrite of at least as many are a coincidence
 NUM_BINS = 20
@@ -35,6 +37,8 @@ class ReportData:
     measured: list[Measures] = field(default_factory=list)  # of every pair that got as far as the change ratio
     num_kept: int = 0
     samples: list[Row] = field(default_factory=list)
+    pass_rates: Counter[float] = field(default_factory=Counter)  # of kept pairs whose elicitation had several samples
+    rejected: list[Row] = field(default_factory=list)  # errors without an accepted edit, drawn evenly
     _rng: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
@@ -47,10 +51,23 @@ class ReportData:
             return
         self.measured.append(decision.measures)
         self.num_kept += 1
+        rate = decision.row.get("meta", {}).get("pass_rate")
+        if rate is not None:
+            self.pass_rates[rate] += 1
         if len(self.samples) < NUM_SAMPLES:  # reservoir sampling: every kept pair is equally likely to be shown
             self.samples.append(decision.row)
         elif (place := self._rng.randrange(self.num_kept)) < NUM_SAMPLES:
             self.samples[place] = decision.row
+
+    def add_rejected(self, path: Path) -> None:
+        """Draw from rejected.jsonl of the rectification, if it exists."""
+        if not path.is_file():
+            return
+        for index, (_, row) in enumerate(read_rows(path)):
+            if len(self.rejected) < NUM_REJECTED:
+                self.rejected.append(row)
+            elif (place := self._rng.randrange(index + 1)) < NUM_REJECTED:
+                self.rejected[place] = row
 
 
 def write_report(path: Path, data: ReportData, summary: dict[str, Any]) -> None:
@@ -65,15 +82,10 @@ def write_report(path: Path, data: ReportData, summary: dict[str, Any]) -> None:
         summary=summary,
         funnel=stages,
         distributions=charts,
+        pass_rates=sorted(data.pass_rates.items()),
+        rejected=[{**row, "problem": shown_problem(row)} for row in data.rejected],
         costs=costs(elicit, rectify, len(kept)),
-        samples=[
-            {
-                "row": row,
-                "prompt": prompt_text(row),
-                "sides": row_diff(row),
-            }
-            for row in data.samples
-        ],
+        samples=[{"row": row, "prompt": prompt_text(row), "sides": row_diff(row)} for row in data.samples],
     )
     write_text(path, page)
 

@@ -53,6 +53,7 @@ class Question:
     skill: str
     question: str
     answer: str
+    grader: str = "tiny"  # its name in tools.eval
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def outcome(folder) -> dict:
     keys = ("id", "response", "verdict", "reason", "extracted", "prompt")
     return {
         name: [{key: row.get(key) for key in keys} for row in rows(folder / f"{name}.jsonl")]
-        for name in ("correct", "errors", "excluded")
+        for name in ("correct", "errors", "undecided", "excluded")
     }
 
 
@@ -109,7 +109,7 @@ def test_failures_and_missing_answers_are_excluded_with_reasons_and_retried(tmp_
     questions = tmp_path / "q.jsonl"
     write_questions(questions, 10)
     with oracle_server("--fixed-answer", "no box here") as url:
-        elicit(url, questions, tmp_path / "out")
+        elicit(url, questions, tmp_path / "out", "--samples", "1")
         assert outcome(tmp_path / "out")["excluded"][0]["reason"] == "no_box"
         elicit(url, questions, tmp_path / "out", "--errors-include", "no_box")
         assert len(outcome(tmp_path / "out")["errors"]) == 10

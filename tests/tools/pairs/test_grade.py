@@ -127,8 +127,8 @@ def test_cleaning_is_idempotent():
 
 def test_comparison_as_text_never_contradicts_itself():
     """Equal texts are right whatever they hold."""
-    for given, _, _ in BOXED:
-        assert compare_at_once(clean(given), clean(given)) == ("correct", "same_text")
+    for text in filter(None, (clean(given) for given, _, _ in BOXED)):
+        assert compare_at_once(text, text) == ("correct", "same_text")
 
 
 def test_program_keeps_order_and_names_bad_lines(tmp_path):

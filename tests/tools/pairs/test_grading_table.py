@@ -51,11 +51,10 @@ def test_the_table(grader):
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize(("code", "most"), [("CU", 0.8), ("WU", 0.9)])
-def test_undecided_is_not_the_answer_to_everything(grader, code, most):
-    rows = [(gold, response) for kind, gold, response in table() if kind == code]
-    undecided = sum(grader.grade(response, gold).verdict == "undecided" for gold, response in rows)
-    assert undecided <= most * len(rows)
+def test_undecided_is_not_the_answer_to_everything(grader):
+    rows = [row for row in table() if row[0] in ("CU", "WU")]
+    undecided = sum(grader.grade(response, gold).verdict == "undecided" for _, gold, response in rows)
+    assert undecided <= 0.4 * len(rows)
 
 
 # ---- other spellings of one value

@@ -53,6 +53,13 @@ def test_dapo_parquet_is_deduplicated_unwrapped_and_english(tmp_path):
         ({"problem": "q", "solution": r"so \boxed{3}", "answer": "3"}, "q", "3"),
         ({"prompt": "q", "solution": "34", "reward_model": {"ground_truth": "34"}}, "q", "34"),
         ({"question": "q", "answer": 0.5}, "q", "0.5"),
+        ({"Problem": "q", "Solution": "so 3", "Answer": 3}, "q", "3"),  # AIME_2024
+        ({"problem": "q", "solution": r"so $x$ is \boxed{\frac{1}{2}}"}, "q", r"so $x$ is \boxed{\frac{1}{2}}"),  # MATH
+        ({"problem": "q", "solution": "so 3", "answer": "3", "unique_id": "u"}, "q", "3"),  # MATH-500
+        ({"question": "q", "solution": ["by cases"], "final_answer": ["$2$", "$3$"]}, "q", "$2$, $3$"),  # OlympiadBench
+        ({"question": "q", "final_answer": ["8"]}, "q", "8"),
+        ({"question": "q", "answer": "", "ground_truth": "5"}, "q", "5"),
+        ({"question": "q", "answer": "no solution"}, "q", "no solution"),
     ],
 )
 def test_published_shapes(tmp_path, row, question, answer):
@@ -79,7 +86,23 @@ def test_ids_from_content_survive_reordering(tmp_path):
         ({"question": " ", "answer": 1}, "question is empty"),
         ({"question": "q"}, "no answer"),
         ({"question": "q", "answer": True}, "`answer` is true or false"),
-        ({"question": "q", "answer": [1]}, "`answer` is a list"),
+        ({"question": "q", "answer": [[1]]}, "`answer` must be a text, a number, or a list"),
+        ({"question": "q", "answer": []}, "`answer` must be a text, a number, or a list"),
+        ({"question": "q", "answer": {"value": 1}}, "`answer` is an object"),
+        ({"question": "q", "answer": "NaN"}, "`answer` is 'NaN', which marks a missing value"),
+        ({"question": "q", "answer": "null"}, "`answer` is 'null', which marks a missing value"),
+        ({"question": "q", "final_answer": [""]}, "no answer"),
+        ({"question": "q", "answer": "$ $"}, "`answer` is empty"),
+        ({"question": "q", "answer": r"so \boxed{5"}, "`answer` has a .* that never closes"),
+        ({"question": "q", "answer": "x" * 3000}, "`answer` has 3,000 characters"),
+        ({"question": "q", "Answer": 1, "ANSWER": 2}, "both 'Answer' and 'ANSWER' are given"),
+        (
+            {
+                "problem": "q",
+                "solution": "We add both numbers and see that what we get is the number five in the end.",
+            },
+            "`solution` is prose .* without a box",
+        ),
         ({"question": "q", "answer": " "}, "no answer"),
         ({"question": "q", "answer": 1, "id": [1]}, "id"),
         ({"prompt": [], "answer": 1}, "last is a user's turn"),

@@ -51,6 +51,7 @@ class Page(html.parser.HTMLParser):
 
 def make_page(folder, table, upstream=True) -> str:
     write_rows(folder / "rectified.jsonl", table)
+    write_rows(folder / "rejected.jsonl", [an_error("lost", reason="change_ratio", rejected_attempts=[])])
     if upstream:
         (folder / "summary.json").write_text(json.dumps({**RECTIFY, "upstream": ELICIT}))
     options = ("--tokenizer", ASSETS, "--output", folder / "pairs.jsonl", "--report", folder / "report.html")
@@ -60,7 +61,8 @@ def make_page(folder, table, upstream=True) -> str:
 
 def test_the_page_shows_the_whole_way_and_needs_no_network(tmp_path):
     hostile = "<script>alert(1)</script> & <b>"
-    table = [an_error("q0", corrected=RIGHT), an_error("q<1>", corrected=RIGHT, question=hostile, prompt=hostile)]
+    table = [an_error("q0", corrected=RIGHT, pass_rate=0.25)]
+    table.append(an_error("q<1>", corrected=RIGHT, question=hostile, prompt=hostile))
     source = make_page(tmp_path, [*table, an_error("q2", corrected="none")])
     page = Page()
     page.feed(source)
@@ -74,10 +76,14 @@ def test_the_page_shows_the_whole_way_and_needs_no_network(tmp_path):
         "wrong answer 37",
         "not verified 1",
         "the-oracle",
+        "0.25 1",
         "1.25",
     ):
         assert shown in text, shown
     assert hostile in " ".join(page.text)
+    assert "lost · change ratio" in text
+    assert page.tags.count("main") == 1
+    assert source.count("<th>") == 0
     assert page.tags.count("script") == 3  # BokehJS, its log level, and what draws the charts
     assert "default-src 'none'" in source
     markup = re.sub(r"<script>.*?</script>", "", source, flags=re.DOTALL)
