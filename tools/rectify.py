@@ -14,6 +14,7 @@ from typing import Any
 
 from spot_megatron.errors import PairError, positive_int
 from tools.pairs.answers import EditMeter
+from tools.pairs.attempts import OUTPUT_FILES
 from tools.pairs.cli import (
     HelpFormatter,
     add_endpoint_options,
@@ -31,7 +32,7 @@ from tools.pairs.limits import Prices
 from tools.pairs.measures import load_tokenizer
 from tools.pairs.oracle import HUMAN, Choice, ErrorFile, Oracle
 from tools.pairs.pool import Interrupted, RunFailed
-from tools.pairs.rectify import OUTPUT_FILES, Rectification
+from tools.pairs.rectify import Rectification
 
 
 def arguments() -> argparse.ArgumentParser:
