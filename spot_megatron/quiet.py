@@ -1,4 +1,4 @@
-"""Warnings of Megatron-Core and PyTorch that do not concern users of this project. `make doctor` lists missing packages."""
+"""Warnings of Megatron-Core and PyTorch that do not concern users. `make doctor` lists missing packages."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ _DIGESTS = {
 
 
 def identity(recipe: Recipe, pairs_digest: str, weights_digest: str, num_pairs: int, num_steps: int) -> dict[str, Any]:
-    """What a resumed run must share with the run that it continues."""
+    """State that a resumed run must share with the run that it continues."""
     dump = recipe.model_dump(mode="json")
     dump["train"].pop("log_every_steps")
     dump["model"].pop("attention")
@@ -59,7 +59,7 @@ def identity(recipe: Recipe, pairs_digest: str, weights_digest: str, num_pairs: 
 
 @dataclass(frozen=True)
 class Found:
-    """What a run's checkpoint folder holds for a resume."""
+    """Contents of a run's checkpoint folder for a resume."""
 
     newest: Path | None = None  # the intact checkpoint with the most steps
     state: Mapping[str, Any] = field(default_factory=dict)  # its state.json
