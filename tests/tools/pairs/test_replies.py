@@ -36,6 +36,11 @@ def read(message: object, finish: object = "stop", **others: object) -> Reply:
         ({"content": "<think>\nhm\n</think>\n5"}, "<think>\nhm\n</think>\n5", "", "thought_anyway"),
         ({"content": "hm</think>5"}, "hm</think>5", "", "thought_anyway"),
         ({"content": [{"type": "thinking", "thinking": "a"}, TEXT]}, "b", "a", "thought_anyway"),
+        ({"content": "5", "reasoning_details": [{"text": "hm"}]}, "5", "[{'text': 'hm'}]", "thought_anyway"),
+        ({"content": "5", "thinking": "hm"}, "5", "hm", "thought_anyway"),
+        *((dict(content=text), text, "", "thought_anyway") for text in (
+            "<thinking>hm</thinking>5", "[THINK]hm[/THINK]5", "<|channel|>analysis<|message|>hm<|end|>5")),
+        ({"content": "I think > 5, [think]"}, "I think > 5, [think]", "", None),
     ],
 )  # fmt: skip
 def test_contents(message, text, reasoning, unusable):
@@ -77,6 +82,19 @@ def test_finish_reasons(given, read_as):
 def test_hidden_thinking_is_counted(usage, counts):
     reply = read({"content": "x"}, usage=usage)
     assert (reply.prompt_tokens, reply.completion_tokens) == counts
+
+
+def test_thinking_that_is_counted_but_not_shown():
+    for count, reason in ((290, "thought_anyway"), (0, None), (None, None)):
+        reply = read({"content": "x"}, usage={"completion_tokens_details": {"reasoning_tokens": count}})
+        verdict = unusable_reply(reply, "off")
+        assert (verdict.reason if verdict else None) == reason
+
+
+def test_a_reply_that_calls_a_tool_has_not_stopped():
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    assert read({"content": "x", "tool_calls": calls}).finish_reason == "tool_calls"
+    assert read({"content": "x", "tool_calls": []}).finish_reason == "stop"
 
 
 @pytest.mark.parametrize(
