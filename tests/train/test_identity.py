@@ -65,7 +65,7 @@ def test_other_weights_in_the_same_folder(folder, capsys):
     save_file(tensors, path, metadata={"format": "pt"})
     code, text = resume(folder, capsys)
     assert code == 2
-    assert "weights of model.hf have changed" in text
+    assert "weight files or the config.json of model.hf have changed" in text
 
 
 def test_a_checkpoint_without_digests_is_continued_loudly(folder, capsys):
@@ -99,6 +99,25 @@ def test_prompts_keep_the_first_date(folder, capsys, monkeypatch):
         path.rename(folder / f"aside_{path.name}")
     assert resume(folder, capsys)[0] == 0
     assert dates == [first, first]
+
+
+METRICS = [
+    (lambda data: data, [1, 2, 3, 4], None),
+    (lambda data: data[:-20], [1, 2, 3, 4], None),  # step 4, which is trained again, was cut off by a full disk
+    (lambda data: b"\xff" + data[1:], [2, 3, 4], "rows of 1 of 2 steps are missing or damaged"),
+    (lambda data: data.replace(b'"loss"', b'"lots"', 1), [2, 3, 4], "rows of 1 of 2 steps are missing or damaged"),
+    (lambda data: data[data.index(b"\n") + 1 :], [2, 3, 4], "rows of 1 of 2 steps are missing or damaged"),
+]
+
+
+@pytest.mark.parametrize(("damage", "steps", "warning"), METRICS)
+def test_damaged_metrics_do_not_stop_a_resume(folder, capsys, damage, steps, warning):
+    file = folder / "run" / "metrics.jsonl"
+    file.write_bytes(damage(file.read_bytes()))
+    code, text = resume(folder, capsys)
+    assert code == 0, text
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == steps
+    assert (warning in text) if warning else ("WARNING" not in text)
 
 
 def caches(folder: Path) -> list[Path]:
