@@ -116,7 +116,7 @@ def checkpoint_bytes(num_parameters: int, precision: Precision) -> int:
 def host_bytes_of_save(inputs: PlanInput, weights: float) -> float:
     """Host memory that a rank takes besides its own while a checkpoint is saved, upper bound.
 
-    Its weights, copied for the writer process (from SHARED_FROM_BYTES on the replicas write a share each), that process,
+    Its weights, copied for the writer process (from SHARED_FROM_BYTES on each replica writes a share), that process,
     and blocks of optimizer state. Measured: benchmarks/results/checkpoint_memory_*.json.
 
     Args:
