@@ -25,9 +25,7 @@ def read_questions(path: Path) -> list[Row]:
         where = f"{path}:{number}"
         question = parse_question(row, where)
         if question.context or question.tools or len(question.messages or ()) > 1:
-            raise PairError(
-                f"{where}: several turns or tools; the evaluation asks single questions only."
-            )
+            raise PairError(f"{where}: several turns or tools; the evaluation asks single questions only.")
         skill, grader = (_name(row, key, where) for key in ("skill", "grader"))
         if grader is not None and grader not in GRADERS:
             raise PairError(f"{where}: `grader` is {grader!r}; known are {', '.join(GRADERS)}, or leave it out.")
