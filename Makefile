@@ -53,6 +53,11 @@ slurm: $(READY) ## write (and submit) scripts for Slurm: RECIPE= NODES= [GPUS=8]
 docker: ## build the image for GPUs: [CUDA=12.9 for drivers older than 580] [IMAGE=name]
 	docker build --file docker/Dockerfile$(if $(filter 12.9,$(CUDA)),.cu129) --tag $(IMAGE) .
 
+sbom: ## write a software bill of materials of the pinned packages (CycloneDX): [OUT=sbom.json]
+	$(PYTHON) -m venv build/sbom
+	build/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0
+	build/sbom/bin/cyclonedx-py requirements $(CONSTRAINTS) --output-file $(or $(OUT),sbom.json)
+
 shell: ## open a shell in the image with this folder mounted: [MOUNT="more folders"]
 	$(DOCKER_RUN) --interactive --tty $(IMAGE)
 
@@ -65,8 +70,8 @@ test: $(READY) ## run the CPU test suite
 test-gpu: $(READY) ## run the tests that need an NVIDIA GPU
 	$(PY) -m pytest -m gpu tests/gpu -s
 
-test-node: $(READY) ## run the tests that need two GPUs or more, with a table to paste into an issue
-	$(PY) -m pytest -m node tests/gpu -s
+test-node: $(READY) ## run the tests that need two GPUs, with a table to paste into an issue: [SRUN="--partition=p" on Slurm]
+	$(if $(SRUN),srun --nodes 1 --ntasks 1 --gpus-per-node 2 --time 15 $(SRUN)) $(PY) -m pytest -m node tests/gpu -s
 
 NULL_CUDA := build/nullcuda
 test-nullcuda: ## test the CUDA path without a GPU, on a CUDA that computes nothing: needs Python 3.12, g++ and 3 GB [ARGS=...]
@@ -181,4 +186,4 @@ tiny: $(READY) ## make the embedded model and its pairs again: [OUT=dir] (about 
 clean: ## remove the virtual environment and caches; runs/ is kept
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .cache
 
-.PHONY: docs recipe-help elicit rectify pairs data-demo help setup train slurm docker shell train-docker test test-slow test-faults test-mutants fuzz reproduce test-gpu test-node test-nullcuda test-mcore-next check doctor import-hf export-hf verify-hf plan dryrun report eval study bench bench-gpu tiny clean
+.PHONY: docs recipe-help elicit rectify pairs data-demo help setup train slurm docker shell train-docker test test-slow test-faults test-mutants fuzz reproduce test-gpu test-node test-nullcuda sbom test-mcore-next check doctor import-hf export-hf verify-hf plan dryrun report eval study bench bench-gpu tiny clean

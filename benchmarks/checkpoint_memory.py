@@ -98,7 +98,7 @@ def worker(millions: int, folder: Path, after_only: bool) -> None:
     recipe = Recipe.model_validate({"name": "b", "output": "", "model": {"hf": ""}, "data": {"pairs": ""}})
     with parallel_groups(recipe.parallel, "cpu", 0) as topology:
         chunks = build_model(transformer_config(shape, recipe, "cpu"), shape)
-        policy = make_trainable(chunks, recipe, "cpu")
+        policy = make_trainable(chunks, recipe)
         policy.zero_grad()
         policy.update(1e-3, float(policy.squared_grad_norm()))
         metadata = {"distrib_optim_sharding_type": "fully_reshardable"}

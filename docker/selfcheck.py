@@ -98,6 +98,30 @@ def expected(lines: list[str]) -> list[Callable[[], str]]:
     return [make(line) for line in lines]
 
 
+# (package, range, other package, range, what goes wrong where both are installed)
+KNOWN_BAD = (
+    (
+        "megatron-core", "<=0.18.2", "transformer-engine", ">=2.13",
+        "without a correction the gradient norm counts the experts of one tensor rank only (Megatron-LM issue 5916)",
+    ),
+    (
+        "transformer-engine", "<2.21", "flash-attn", ">=2.8.4",
+        "Transformer Engine uses flash-attn below 2.8.4 only, and runs slower kernels otherwise without an error",
+    ),
+)  # fmt: skip
+
+
+def versions() -> str:
+    """versions that work together"""
+    for package, specifier, other, other_specifier, consequence in KNOWN_BAD:
+        if satisfies(package, specifier) and satisfies(other, other_specifier):
+            raise AssertionError(
+                f"{package} {installed(package)} with {other} {installed(other)}: {consequence}. Install {other} "
+                f"outside {other_specifier}, or {package} outside {specifier}"
+            )
+    return "no pair of versions that is known to be wrong"
+
+
 def gpu() -> str:
     """GPU"""
     import torch
@@ -163,7 +187,16 @@ def nvlink() -> str:
     return f"NVLink: {len(speeds)} links, {2 * sum(speeds):.0f} GB/s both ways (H100 900, H800 400)"
 
 
-CHECKS: tuple[Callable[[], str], ...] = (gpu, megatron, transformer_engine, fp8, flash_attention, apex, nvlink)
+CHECKS: tuple[Callable[[], str], ...] = (
+    versions,
+    gpu,
+    megatron,
+    transformer_engine,
+    fp8,
+    flash_attention,
+    apex,
+    nvlink,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

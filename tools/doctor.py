@@ -1,4 +1,7 @@
-"""`make doctor`: prints what this machine can run. Exit code 0 if it can run the embedded default."""
+"""`make doctor`: prints which recipes this machine can run, and compares Megatron's logits with transformers' once.
+
+Exit code 0 if the embedded default can run and the logits agree.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 WANTED = ("torch", "megatron-core", "transformers", "safetensors", "psutil", "openai", "math-verify")
 OPTIONAL = ("transformer_engine", "flash_attn", "fused_weight_gradient_mlp_cuda", "wandb")
 
-SELFCHECK = Path(__file__).resolve().parent.parent / "docker" / "selfcheck.py"
+ROOT = Path(__file__).resolve().parent.parent
+SELFCHECK = ROOT / "docker" / "selfcheck.py"
+TINY = ROOT / "recipes" / "assets" / "qwen3_tiny"
+NUM_PROMPTS = 8
 
 
 def main() -> int:
@@ -30,10 +37,29 @@ def main() -> int:
     print("  yes  make train RECIPE=qwen3_tiny_spot   (CPU, gloo)")
     for line in _verdicts(torch.cuda.is_available()):
         print(f"  {line}")
+    code = compare_with_transformers("cuda" if torch.cuda.is_available() else "cpu")
     if torch.cuda.is_available() or "SPOT_MEGATRON_IMAGE" in os.environ:
         print("\nSelf-check of the GPU software", flush=True)
-        return subprocess.run([sys.executable, str(SELFCHECK)], check=False).returncode
-    return 0
+        code = subprocess.run([sys.executable, str(SELFCHECK)], check=False).returncode or code
+    return code
+
+
+def compare_with_transformers(device: str, other: Path = TINY) -> int:
+    """Prints whether Megatron on `device` has transformers' logits on the embedded model. Returns 0 if it has.
+
+    `other` is the Hugging Face folder that Megatron loads.
+    """
+    print(f"\nMegatron's logits on {device} against transformers', embedded model", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = Path(folder) / "prompts.jsonl"
+        prompts.write_text("".join((TINY / "pairs.jsonl").read_text().splitlines(keepends=True)[:NUM_PROMPTS]))
+        command = ["-m", "tools.convert", "verify", "--a", str(TINY), "--b", str(other), "--logits", str(prompts)]
+        done = subprocess.run(
+            [sys.executable, *command, "--device", device], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    lines = (done.stdout if done.stdout.strip() else done.stderr).strip().splitlines()
+    print(f"  {lines[-1] if lines else f'failed with exit code {done.returncode}'}")
+    return done.returncode
 
 
 def _version(package: str) -> str | None:
@@ -71,13 +97,15 @@ def _verdicts(has_cuda: bool) -> list[str]:
 
     if not has_cuda:
         return ["no   bf16 training of 8B and larger models: needs NVIDIA GPUs", "no   FP8: needs Hopper GPUs"]
-    has_engine = importlib.util.find_spec("transformer_engine") is not None
+    from spot_megatron.parallel.installed import import_problem
+
+    engine, flash = import_problem("transformer_engine.pytorch"), import_problem("flash_attn")
+    has_engine = engine is None
     hopper = torch.cuda.get_device_capability() >= (9, 0)
     has_block_cuda = tuple(int(part) for part in str(torch.version.cuda).split(".")[:2]) >= (12, 9)
-    has_flash = importlib.util.find_spec("flash_attn") is not None
     return [
-        "yes  bf16 training" if has_engine else "slow bf16 training: Transformer Engine is not installed",
-        "yes  flash-attn" if has_flash else "slow pair attention, one call per sequence: flash-attn is not installed",
+        "yes  bf16 training" if has_engine else f"slow bf16 training: Transformer Engine {engine}",
+        "yes  flash-attn" if flash is None else f"slow pair attention, PyTorch's own: flash-attn {flash}",
         f"{'yes' if has_engine and hopper else 'no '}  FP8 tensorwise: needs Transformer Engine and Hopper",
         f"{'yes' if has_engine and hopper and has_block_cuda else 'no '}  FP8 blockwise: also needs CUDA 12.9",
     ]

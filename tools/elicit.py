@@ -22,14 +22,15 @@ from tools.pairs.cli import (
     run_program,
 )
 from tools.pairs.decontaminate import Benchmark
-from tools.pairs.elicit import JOURNAL, OUTPUT_FILES, Elicitation, merge, read_sampling
+from tools.pairs.elicit import JOURNAL, OUTPUT_FILES, Elicitation
 from tools.pairs.endpoint import EndpointError
 from tools.pairs.grade import Grader
+from tools.pairs.merge import merge
 from tools.pairs.pool import Interrupted, RunFailed
 from tools.pairs.prompts import ELICIT_SUFFIX
 from tools.pairs.questions import read_questions
 from tools.pairs.regrade import questions_on_file, regrade
-from tools.pairs.sampling import Sampling, Shard
+from tools.pairs.sampling import Sampling, Shard, read_sampling
 
 NO_ANSWER_REASONS = ("no_box", "empty_box", "unclosed_box", "unfinished_thinking", "cut_off")
 

@@ -1,7 +1,7 @@
-"""AdamW, gradient norm and clipping by PyTorch alone.
+"""AdamW and clipping by PyTorch alone.
 
 Megatron-Core takes them from Transformer Engine or Apex if one of them can be imported, whatever the device. Otherwise
-its own stand-ins read the norm of every parameter's gradient on the host and scale gradients through a copy of each.
+its own stand-in scales gradients through a copy of each.
 """
 
 from __future__ import annotations
@@ -25,22 +25,14 @@ def use_torch_adamw() -> None:
     base_optimizer.multi_tensor_applier = utils.local_multi_tensor_applier
     base_optimizer.multi_tensor_scale_impl = utils.local_multi_tensor_scale
     clip_grads.multi_tensor_applier = utils.local_multi_tensor_applier
-    clip_grads.multi_tensor_scale_tensor_impl = None
-    clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
-    replace_stand_ins()
+    clip_grads.multi_tensor_scale_impl = utils.local_multi_tensor_scale
+    clip_in_place()
 
 
-def replace_stand_ins() -> None:
-    """Replaces Megatron-Core's stand-ins for Apex, if it uses them, by PyTorch's multi-tensor functions."""
-    if clip_grads.l2_norm_impl is utils.local_multi_tensor_l2_norm:
-        clip_grads.l2_norm_impl = _norm
+def clip_in_place() -> None:
+    """Replaces Megatron-Core's stand-in for Apex, if it is used, by PyTorch's multi-tensor product."""
+    if clip_grads.multi_tensor_scale_impl is utils.local_multi_tensor_scale:
         clip_grads.multi_tensor_scale_impl = _scale_in_place
-
-
-def _norm(chunk_size: int, overflow: Any, tensor_lists: list[list[Tensor]], *args: Any) -> tuple[Tensor, None]:
-    """([1] norm over all tensors, on their device; None)."""
-    del chunk_size, overflow, args
-    return torch.nn.utils.get_total_norm(tensor_lists[0]).view(1), None
 
 
 def _scale_in_place(chunk_size: int, overflow: Any, tensor_lists: list[list[Tensor]], factor: float) -> None:

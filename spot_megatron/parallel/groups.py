@@ -14,7 +14,7 @@ from megatron.core import parallel_state as mpu
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from spot_megatron.errors import RecipeError
-from spot_megatron.parallel.adamw import replace_stand_ins
+from spot_megatron.parallel.adamw import clip_in_place
 from spot_megatron.parallel.cpu import redirect_cuda
 from spot_megatron.parallel.device import use_expandable_segments
 from spot_megatron.recipe import Parallel
@@ -126,7 +126,7 @@ def _start_device(device: str) -> str:
         if not torch.cuda.is_initialized():
             use_expandable_segments()
         torch.cuda.set_device(local_rank)
-        replace_stand_ins()
+        clip_in_place()
         return "cpu:gloo,cuda:nccl"
     redirect_cuda()
     return "gloo"

@@ -81,13 +81,15 @@ def _stage_memory(inputs: PlanInput, tokens: int, num_microbatches: int, stage: 
     positions = tokens / inputs.split.parallel.context
     dense, experts = parameters_of_rank(inputs.model, inputs.split, stage)
     weight, gradient, optimizer = bytes_per_parameter(inputs.precision, inputs.memory)
+    shard = dense / inputs.split.dense_shards + experts / inputs.split.expert_shards
+    activations = positions * _activations(inputs, stage, num_microbatches)
     fp8_copies = 2.0 * blocks_of_rank(inputs.model, inputs.split, stage) if inputs.precision.fp8 != "none" else 0.0
     return RankMemory(
         weights=(dense + experts) * weight + fp8_copies,
         gradients=(dense + experts) * gradient,
-        optimizer=optimizer * (dense / inputs.split.dense_shards + experts / inputs.split.expert_shards),
-        activations=positions * _activations(inputs, stage, num_microbatches),
-        transient=_transient(inputs, positions, stage),
+        optimizer=optimizer * shard,
+        activations=activations,
+        transient=max(_transient(inputs, positions, stage), _update_copies(inputs, shard) - activations),
         workspace=WORKSPACE_GIB * GIB,
         stage=stage,
     )
@@ -180,6 +182,14 @@ def _expert_bytes(inputs: PlanInput, linear_input: int) -> float:
     # Sent and received copies of the hidden state; each of the experts' tensor ranks gathers all of them.
     hidden = (2 + linear_input) * model.hidden_size * p.expert_tensor
     return copies * (widths + hidden) + 8 * model.num_experts / inputs.split.sequence_shards
+
+
+def _update_copies(inputs: PlanInput, shard: float) -> float:
+    """Bytes that the update takes when activations are free again: Megatron-Core copies 16-bit gradients of a rank's
+    `shard` of the parameters to fp32. Only optimizers with compact states read them as they are."""
+    precision, memory = inputs.precision, inputs.memory
+    is_compact = memory.master_weights != "fp32" or memory.moments != "fp32"
+    return 4 * shard if precision.dtype == precision.grad_dtype == "bf16" and not is_compact else 0.0
 
 
 def _transient(inputs: PlanInput, positions: float, stage: int) -> float:

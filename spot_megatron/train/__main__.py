@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -11,10 +12,11 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from spot_megatron.errors import EXIT_STOPPED, UserError, print_error
+from spot_megatron.errors import EXIT_STOPPED, CheckpointError, UserError, print_error
 from spot_megatron.quiet import hide_known_warnings
 
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 END_WITH_PARENT = "SPOT_MEGATRON_END_WITH_PARENT"  # process id of the launcher, set by tools/training_process.py
 
 
@@ -28,14 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _train(options.recipe, options.overrides)
     except UserError as error:
-        _tell(error)
+        _print(error)
         return error.exit_code
 
 
 def _train(name: str, overrides: list[str]) -> int:
     from spot_megatron.recipe import load_recipe
 
-    recipe = load_recipe(name, overrides)  # before the slow imports, so that a typing error is told at once
+    recipe = load_recipe(name, overrides)  # before the slow imports, so that a typing error is reported at once
     hide_known_warnings()
 
     from spot_megatron.parallel.groups import parallel_groups, pick_device
@@ -45,7 +47,15 @@ def _train(name: str, overrides: list[str]) -> int:
     end_with_parent()
     record_collectives(Path(recipe.output))
     with parallel_groups(recipe.parallel, pick_device(recipe.device), recipe.seed) as topology:
-        return run(recipe, topology)
+        try:
+            return run(recipe, topology)
+        except OSError as error:
+            if error.errno not in DISK_IS_FULL:
+                raise
+            raise CheckpointError(
+                f"{recipe.output}: {error.strerror} ({error.filename or 'while writing a file'}); make room and run the "
+                "same command again: it continues from the newest checkpoint"
+            ) from error
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
@@ -66,8 +76,8 @@ def end_with_parent() -> None:
         os._exit(EXIT_STOPPED)  # it was killed before the line above
 
 
-def _tell(error: UserError) -> None:
-    """Every rank meets the same mistake; rank 0 tells it, the others only if they outlive it."""
+def _print(error: UserError) -> None:
+    """Every rank meets the same mistake: rank 0 prints it, the others only if rank 0 has not ended them by then."""
     rank = int(os.environ.get("RANK", 0))
     if rank:
         time.sleep(2)

@@ -1,13 +1,17 @@
-"""Every rank tells where it is. When nothing moves any more, that becomes a report instead of a silent hang.
+"""Each rank's progress as a file, a report when no rank progresses, and an end for all ranks when one fails.
 
-    heartbeat/rank_3         {"step", "doing", "time" in seconds since 1970, "host"}, as each part of a run begins;
-                             touched as long as the process runs
+    heartbeat/rank_3         {"step", "doing", "time" in seconds since 1970, "host", "pid"}, as each part of a run
+                             begins; touched as long as the process runs
     heartbeat/stuck.txt      which ranks are behind, and since when; also printed, by the rank that notices first
-    heartbeat/rank_3.stack   where rank 3 stood in the code when it noticed
+    heartbeat/rank_3.stack   rank 3's stack when it noticed
     heartbeat/nccl_rank_3    NCCL's last collectives (CUDA only), for `torchfrtrace --prefix nccl_rank_ heartbeat`
 
-A collective that waits longer than the recipe's parallel.timeout_minutes is broken off by torch.distributed, with an
-error of its own. The report comes before that, while every rank still stands where it hangs.
+torch.distributed ends a collective that waits longer than the recipe's parallel.timeout_minutes with an error of its
+own. The report comes before that, while every rank is still where it hangs.
+
+A rank that waits in a collective for a rank that has failed cannot handle signals. The thread here sees the failure in
+the files (or that the process has gone) and ends its own process GRACE seconds later, when the failed rank has printed
+its message.
 """
 
 from __future__ import annotations
@@ -24,7 +28,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
+from spot_megatron.errors import EXIT_FAILURE
+
 REPORT_AT = 0.8  # of the time-out
+GRACE = 8.0  # seconds that the processes of a failed run may take to end by themselves
+FINISHED, FAILED = "finished", "failed"
 
 
 class Heartbeat:
@@ -34,6 +44,7 @@ class Heartbeat:
         self.folder = run / "heartbeat"
         self._rank, self._world, self._timeout = rank, world, 60 * timeout_minutes
         self._begin = self._last = time.time()
+        self._step = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
@@ -42,7 +53,9 @@ class Heartbeat:
         self._last = time.time()
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".rank_{self._rank}"
-        beat = {"step": step, "doing": doing, "time": self._last, "host": socket.gethostname()}
+        self._step = step
+        place = {"host": socket.gethostname(), "pid": os.getpid()}
+        beat = {"step": step, "doing": doing, "time": self._last, **place}
         partial.write_text(json.dumps(beat), encoding="utf-8")
         partial.replace(self.folder / f"rank_{self._rank}")
 
@@ -55,17 +68,29 @@ class Heartbeat:
     ) -> None:
         self._ended.set()
         self._thread.join()
+        with contextlib.suppress(OSError):  # the run folder cannot be written: the error that ends the run
+            self.beat(self._step, FINISHED if kind is None else f"{FAILED}: {kind.__name__}")
 
     def _watch(self) -> None:
         limit = REPORT_AT * self._timeout
-        while not self._ended.wait(min(limit / 20, 10)):
+        while not self._ended.wait(min(limit / 20, 2)):
+            self._end_with_failed_rank()
             with contextlib.suppress(FileNotFoundError):  # before the first beat
                 os.utime(self.folder / f"rank_{self._rank}")
             if time.time() - self._last > limit:
-                self._tell()
+                self._report()
                 return
 
-    def _tell(self) -> None:
+    def _end_with_failed_rank(self) -> None:
+        """Ends this process, if another rank has failed and this one does not end by itself."""
+        failed = failed_rank(self.folder, self._world, self._begin)
+        if failed is None or self._ended.wait(GRACE):
+            return
+        self.beat(self._step, f"{FAILED}: ended because rank {failed} failed")
+        print(f"[rank {self._rank}] ended because rank {failed} failed", file=sys.stderr, flush=True)
+        os._exit(EXIT_FAILURE)
+
+    def _report(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"rank_{self._rank}.stack").open("w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
@@ -74,12 +99,35 @@ class Heartbeat:
             with (self.folder / "stuck.txt").open("x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError:
-            return  # another rank has told it
+            return  # another rank has printed it
         print(text, file=sys.stderr, flush=True)
 
 
+def failed_rank(folder: Path, world: int, begin: float) -> int | None:
+    """The first rank of this start that has failed, or whose process on this host has gone before it finished."""
+    host = socket.gethostname()
+    for rank in range(world):
+        with contextlib.suppress(OSError, ValueError):
+            beat = _read(folder / f"rank_{rank}")
+            if beat is None or beat["time"] < begin or beat["doing"] == FINISHED:
+                continue
+            if beat["doing"].startswith(FAILED) or (beat["host"] == host and not _is_running(beat["pid"])):
+                return rank
+    return None
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def report(folder: Path, world: int, begin: float, timeout: float) -> str:
-    """What the heartbeats of a run's ranks say. Beats before `begin` (seconds since 1970) are an earlier start's."""
+    """The text of stuck.txt: the ranks that are behind, and every rank's last beat.
+
+    Beats before `begin` (seconds since 1970) are an earlier start's.
+    """
     now, limit = time.time(), REPORT_AT * timeout
     beats = {rank: beat for rank in range(world) if (beat := _read(folder / f"rank_{rank}")) and beat["time"] >= begin}
     absent = [rank for rank in range(world) if rank not in beats]
@@ -100,7 +148,7 @@ def report(folder: Path, world: int, begin: float, timeout: float) -> str:
             f"  rank {rank:<4} step {beat['step']:<6} {beat['doing']}, begun {now - beat['time']:.0f} s ago, "
             f"alive {now - beat['alive']:.0f} s ago, on {beat['host']}"
         )
-    lines.append(f"Where each rank stands in the code: {folder}/rank_*.stack")
+    lines.append(f"Stack of each rank: {folder}/rank_*.stack")
     lines.append(f"Collectives end with an error after {timeout:.0f} s. Only slow? Raise parallel.timeout_minutes.")
     return "\n".join(lines) + "\n"
 

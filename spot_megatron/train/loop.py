@@ -72,7 +72,7 @@ def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray)
     say(topology, f"{len(job.dataset)} pairs, steps {first} to {num_steps} of {num_steps}")
     loss = ObjectiveLoss(recipe.objective, shift, reference)
 
-    with StopSignal(topology.device) as stop, MetricsLog(job.folder, recipe, num_steps, first, topology.is_main) as log:
+    with StopSignal() as stop, MetricsLog(job.folder, recipe, num_steps, first, topology.is_main) as log:
         for step in range(first, num_steps):
             start = time.perf_counter()
             job.heartbeat.beat(step + 1, "training")

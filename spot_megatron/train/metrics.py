@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import sys
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
+from spot_megatron.errors import RecipeError
 from spot_megatron.files import read_rows, write_rows
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.step import StepSums
@@ -38,6 +41,19 @@ def metrics_row(step: int, sums: StepSums, shift: float, lr: float, seconds: flo
     }
 
 
+def check_loggers(recipe: Recipe) -> None:
+    """Raises RecipeError, on every rank, if a logger of the recipe needs a package that is not installed."""
+    wanted = {"tensorboard": recipe.logging.tensorboard, "wandb": recipe.logging.wandb}
+    for package in (name for name, is_wanted in wanted.items() if is_wanted):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise RecipeError(
+                f"logging.{package}=true: the package cannot be imported ({error}); pip install {package}, or set "
+                f"logging.{package}=false"
+            ) from None
+
+
 class MetricsLog:
     """Appends a row per step to every logger. A resumed run drops the rows after its checkpoint and writes them again.
 
@@ -49,7 +65,7 @@ class MetricsLog:
         if not is_main:
             return
         self.path = folder / "metrics.jsonl"
-        rows = [row for _, row in read_rows(self.path)][:first_step] if self.path.exists() else []
+        rows = [row for _, row in islice(read_rows(self.path), first_step)] if self.path.exists() else []
         write_rows(self.path, rows)
         self._file = self.path.open("a", encoding="utf-8")
         self._watch = Watch(rows)

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1 (from Slurm before its time limit) as a request: finish the step, save, and go."""
+"""SIGTERM, SIGINT and SIGUSR1 (from Slurm before its time limit) as a request: finish the step, save, and exit."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ import torch
 import torch.distributed as dist
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-SAME_REQUEST_SECONDS = (
-    1.0  # a terminal and Slurm tell a whole family of processes, and a launcher tells its child again
-)
+SAME_REQUEST_SECONDS = 1.0  # a terminal and Slurm signal a whole family of processes, and a launcher its child again
 
 
 class StopSignal:
-    """Within it, the first such signal and all of the next second are remembered. Later ones act as outside, but for
-    SIGUSR1, which does nothing."""
+    """Within it, the first such signal and all of the next second are remembered. Later ones act as outside, except
+    SIGUSR1, which is ignored."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._flag = torch.zeros(1, device=device)
+    def __init__(self) -> None:
+        self._flag = torch.zeros(1)  # on the host: asking does not wait for the update that runs on the device
         self._received_at: float | None = None
         self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
@@ -44,7 +42,7 @@ class StopSignal:
             signal.raise_signal(number)
 
     def on_any_rank(self) -> bool:
-        """Whether any rank was told to stop; the same answer on every rank."""
+        """True if any rank received such a signal; the same on every rank. Collective."""
         self._flag.fill_(float(self._received_at is not None))
         dist.all_reduce(self._flag, op=dist.ReduceOp.MAX)
         return bool(self._flag.item())

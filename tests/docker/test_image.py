@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -134,6 +135,40 @@ def test_the_selfcheck_tells_what_is_there():
     assert result.returncode == 1
     assert f"ok    megatron-core {installed}\n" in result.stdout
     assert f"FAIL  safetensors==0.0.1: AssertionError: found {version('safetensors')}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("megatron", "engine", "flash", "words"),
+    [
+        ("0.19.2", "2.20.2", "2.8.3.post2", None),
+        ("0.16.1", "2.11.0", "2.8.3.post2", None),
+        ("0.18.2", "2.13.0", "2.8.3", "gradient norm counts the experts of one tensor rank"),
+        ("0.19.2", "2.20.2", "2.8.4", "flash-attn below 2.8.4 only"),
+        ("0.16.1", "2.20.2", "2.8.3", "gradient norm"),
+    ],
+)
+def test_the_selfcheck_refuses_known_bad_versions(monkeypatch, megatron, engine, flash, words):
+    check = runpy.run_path(str(SELFCHECK))["versions"]
+    found = {"megatron-core": megatron, "transformer-engine": engine, "flash-attn": flash}
+    monkeypatch.setitem(check.__globals__, "version", found.__getitem__)
+    if words is None:
+        assert check() == "no pair of versions that is known to be wrong"
+    else:
+        with pytest.raises(AssertionError, match=words):
+            check()
+
+
+def test_the_images_own_versions_are_none_of_the_known_bad():
+    known_bad = runpy.run_path(str(SELFCHECK))["KNOWN_BAD"]
+    for path in FILES:
+        pins = arguments(path)
+        chosen = {name: pins[f"{name.upper().replace('-', '_')}_VERSION"] for name in ("megatron-core", "flash-attn")}
+        chosen["transformer-engine"] = pins["TRANSFORMER_ENGINE_VERSION"]
+        for package, specifier, other, other_specifier, _ in known_bad:
+            assert not (
+                SpecifierSet(specifier).contains(chosen[package])
+                and SpecifierSet(other_specifier).contains(chosen[other])
+            )
 
 
 def test_the_selfcheck_refuses_the_other_apex(tmp_path):

@@ -46,10 +46,9 @@ def make(words: tuple[str, ...], *options: str, cwd: Path = ROOT) -> subprocess.
 
 @functools.lru_cache
 def printed(words: tuple[str, ...]) -> str:
-    """What `make -n` would run."""
+    """What `make -n` prints: the lines that it would run, or an error."""
     done = make(words, "-n")
-    assert done.returncode == 0, done.stderr
-    return done.stdout.replace("\\\n", " ")
+    return done.stdout.replace("\\\n", " ") + done.stderr
 
 
 @functools.lru_cache
@@ -73,6 +72,9 @@ def check_targets(words: tuple[str, ...]) -> None:
             assert set(changed) != {printed(words)}, f"make {targets} does not read {name}"
     if targets == ["data-demo"]:  # a script of its own: tests/tools/test_makefile.py
         return
+    if targets == list(words[1:]) and "is not set" in printed(words):  # the target's name in a text, not a command
+        return
+    assert make(words, "-n").returncode == 0, printed(words)
     for line in printed(words).splitlines():
         if line.startswith(sys.executable):
             check_python(tuple(shlex.split(line)))

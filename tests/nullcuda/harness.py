@@ -116,7 +116,7 @@ def train(folder: Path, shape: HFModelConfig = WIDE, steps: int = 3, num_pairs: 
     with parallel_groups(recipe.parallel, "cuda", recipe.seed) as topology:
         chunks = build_model(transformer_config(shape, recipe, "cuda"), shape)
         plan = one_pass(recipe, dataset, shape, topology).plan(0)[topology.data_rank]
-        reference_sums(chunks, len(dataset), [dataset.pack(pack, layout, multiple) for pack in plan], topology)
+        reference_sums(chunks, len(dataset), [[dataset.pack(pack, layout, multiple) for pack in plan]], topology)
         policy = make_trainable(chunks, recipe)
         shift = RewardShift(recipe.objective.shift.kind, recipe.objective.shift.decay)
         loss = ObjectiveLoss(recipe.objective, shift, np.zeros((len(dataset), 2)))
@@ -127,8 +127,8 @@ def train(folder: Path, shape: HFModelConfig = WIDE, steps: int = 3, num_pairs: 
             with recorded_waits() as waits:
                 policy.zero_grad()
                 reports = forward_backward(policy.wrapped, packs, loss, topology)
-                reduce_sums(reports, packs, topology)
-                policy.update(1e-6)
+                sums = reduce_sums(reports, packs, policy.squared_grad_norm(), topology)
+                policy.update(1e-6, sums.grad_norm)
             seen.waits.append(waits)
             seen.num_packs = len(packs)
         policy.gather_weights()

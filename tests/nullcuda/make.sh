@@ -6,12 +6,14 @@ here=$(dirname "$(realpath "$0")")
 mkdir -p "$1"
 out=$(realpath "$1")
 python=${2:-python3.12}
-packages=(torch==2.11.0 transformers==5.17.0 megatron-core==0.19.2 numpy pydantic==2.14.3 pyyaml psutil tensorboard tqdm
-  jinja2 rapidfuzz isal openai pyarrow math-verify==0.9.0 pytest pytest-timeout hypothesis)
+root=$here/../..
+fixed=(torch==2.11.0 transformers==5.17.0 megatron-core==0.19.2)
 
 if [ ! -e "$out/venv/.ready" ]; then
   "$python" -m venv "$out/venv"
-  "$out/venv/bin/pip" install --quiet "${packages[@]}"
+  "$out/venv/bin/pip" install --quiet "${fixed[@]}"
+  "$out/venv/bin/python" "$root/docker/selfcheck.py" --requirements "$root/pyproject.toml" >"$out/requirements.txt"
+  "$out/venv/bin/pip" install --quiet "${fixed[@]}" --requirement "$out/requirements.txt"
   touch "$out/venv/.ready"
 fi
 cd "$out"

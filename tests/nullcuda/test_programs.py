@@ -25,22 +25,13 @@ def read_values(monkeypatch):
     """What a step reads from the device, where nothing was computed: the values of a run that has not learnt yet."""
     reduce_sums = loop.reduce_sums
 
-    def sums(reports, packs, topology):
-        pairs = sum(len(pack.pair_index) for pack in packs)
-        loss = VALUE_AT_REFERENCE["spot_bce"] * pairs
-        found = dataclasses.replace(reduce_sums(reports, packs, topology), loss=loss, num_pairs=pairs, worst_drift=0.0)
-        return dataclasses.replace(found, reward_chosen=0.0, reward_rejected=0.0, num_accurate=0.0)
-
-    state_dict = torch.optim.AdamW.state_dict
-
-    def state_with_steps(optimizer):
-        found = state_dict(optimizer)
-        for state in found["state"].values():
-            state["step"] = torch.tensor(2.0)
-        return found
+    def sums(reports, packs, squared_grad_norm, topology):
+        zeros = reduce_sums(reports, packs, squared_grad_norm, topology)
+        num_pairs = sum(len(pack.pair_index) for pack in packs)
+        value, _ = VALUE_AT_REFERENCE["spot_bce"]
+        return dataclasses.replace(zeros, loss=value * num_pairs, num_pairs=num_pairs, num_scored=num_pairs)
 
     monkeypatch.setattr(loop, "reduce_sums", sums)
-    monkeypatch.setattr(torch.optim.AdamW, "state_dict", state_with_steps)
 
 
 def test_train_save_export_resume(tmp_path, read_values):

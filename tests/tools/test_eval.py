@@ -131,7 +131,7 @@ def test_command_prints_json_for_both_models(tmp_path, capsys):
         ('{"question": "1", "answer": "2", "grader": "mine"}\n', ":1: `grader` is 'mine'; known are tiny"),
         (
             '{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "answer": "2"}\n',
-            ":1: a conversation of several turns",
+            ":1: several turns or tools",
         ),
         ('{"question": "1", "answer": "2", "skill": ["a"]}\n', ":1: `skill` is a list"),
         ('{"question": "1", "answer": "2"}\n{"question": "1", "answer": "2", "skill": 3}\n', ":2: `skill`"),

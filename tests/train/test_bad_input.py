@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,12 @@ def test_tensor_of_the_wrong_shape(folder, capsys):
     assert "model.norm.weight" in message
     assert "47" in message
     assert "48" in message
+
+
+@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+def test_a_missing_logger_is_found_before_the_data_is_read(folder, capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    (folder / "pairs.jsonl").unlink()
+    message = run(folder, capsys, logging={package: True})
+    assert f"logging.{package}=true" in message
+    assert "pip install" in message

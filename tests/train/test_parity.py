@@ -13,6 +13,8 @@ from tests import processes
 from tests.support import make_recipe, random_pairs, write_token_pairs
 from tests.weights.models import make_folder
 
+pytestmark = pytest.mark.timeout(900)  # one fixture trains everything
+
 TOLERANCE = 1e-5
 COMPARED = ("loss", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy", "reward_shift", "grad_norm")
 BASE = {
@@ -59,6 +61,7 @@ SPLITS: dict[str, tuple[int, dict]] = {
         },
     ),
     "vpp2_dp2": (4, {"parallel": {"pipeline": 2, "virtual_pipeline": 2}, "data": {"pairs_per_microbatch": 2}}),
+    "pp4": (4, {"parallel": {"pipeline": 4}, "data": {"pairs_per_microbatch": 2}}),  # stages that are not an end
 }
 # The same on other models: which splits to try, and how the model folder is made (tests/weights/models.py).
 MOE_SPLITS: dict[str, tuple[int, dict]] = {
@@ -90,29 +93,37 @@ MODELS: dict[str, tuple[dict, dict[str, tuple[int, dict]]]] = {
 }
 
 
+JOBS_TOGETHER = 8  # in one group of processes, which has 240 s, seconds for each job on a busy machine
+
+
+def train_all(folder: Path, jobs: dict[str, tuple[str, int, dict]]) -> dict[str, Path]:
+    """Trains label -> (model folder's name, processes, changed sections) and returns the run folders."""
+    groups: dict[int, list[str]] = {}
+    for label, (model, num_processes, changes) in jobs.items():
+        sections = {key: {**BASE.get(key, {}), **changes.get(key, {})} for key in BASE | changes}
+        run = str(folder / label / "run")
+        recipe = make_recipe(folder, **sections, model={"hf": str(folder / model)}, output=run)
+        (folder / f"{label}.yaml").write_text(recipe.dump())
+        groups.setdefault(num_processes, []).append(str(folder / f"{label}.yaml"))
+    for num_processes, group in groups.items():
+        for start in range(0, len(group), JOBS_TOGETHER):
+            listing, log = folder / f"jobs_{num_processes}_{start}.json", folder / f"log_{num_processes}_{start}.txt"
+            listing.write_text(json.dumps(group[start : start + JOBS_TOGETHER]))
+            code = processes.run([str(processes.ROOT / "tests/train/worker.py"), str(listing)], log, num_processes)
+            assert code == 0, processes.output_of(log)[-6000:]
+    return {label: folder / label / "run" for label in jobs}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
     """The run folder of every split of every model."""
     folder = tmp_path_factory.mktemp("parity")
     write_token_pairs(folder / "pairs.jsonl", random_pairs(22))  # the last batch has 6
-    jobs: dict[int, list[str]] = {}
-    done = {}
+    jobs = {}
     for model, (options, splits) in MODELS.items():
         make_folder(folder / model, **options)
-        for name, (num_processes, changes) in splits.items():
-            label = f"{model}-{name}"
-            sections = {key: {**BASE.get(key, {}), **changes.get(key, {})} for key in BASE | changes}
-            run = folder / label / "run"
-            recipe = make_recipe(folder, **sections, model={"hf": str(folder / model)}, output=str(run))
-            (folder / f"{label}.yaml").write_text(recipe.dump())
-            jobs.setdefault(num_processes, []).append(str(folder / f"{label}.yaml"))
-            done[label] = run
-    for num_processes, group in jobs.items():
-        listing, log = folder / f"jobs_{num_processes}.json", folder / f"log_{num_processes}.txt"
-        listing.write_text(json.dumps(group))
-        code = processes.run([str(processes.ROOT / "tests/train/worker.py"), str(listing)], log, num_processes)
-        assert code == 0, processes.output_of(log)[-6000:]
-    return done
+        jobs |= {f"{model}-{name}": (model, *split) for name, split in splits.items()}
+    return train_all(folder, jobs)
 
 
 LABELS = [f"{model}-{name}" for model, (_, splits) in MODELS.items() for name in splits]

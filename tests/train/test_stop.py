@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 
 import pytest
-import torch
 
 from spot_megatron.train.stop import SAME_REQUEST_SECONDS, StopSignal
 from tests.processes import output_of, run
@@ -24,7 +23,7 @@ def heard(monkeypatch):
 
 
 def test_a_request_told_twice_is_one(heard):
-    with StopSignal(torch.device("cpu")) as stop:
+    with StopSignal() as stop:
         assert stop._received_at is None
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
             signal.raise_signal(number)

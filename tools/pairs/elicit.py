@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -267,41 +266,3 @@ def _place(record: Row, errors_include: Sequence[str]) -> tuple[str, str]:
     if verdict != WRONG and not (verdict == NO_ANSWER and reason in errors_include):
         return "excluded", reason
     return ("errors", reason) if record["finish_reason"] in FINISH_REASONS else ("excluded", "unknown_finish")
-
-
-def read_sampling(journal: Path) -> Sampling:
-    """The settings kept beside a journal. Raises PairError when they are missing or damaged."""
-    side = journal.with_name(journal.name + ".settings.json")
-    try:
-        return Sampling(**json.loads(side.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise PairError(f"{side}: cannot be read ({error}). Copy it together with its journal.") from None
-
-
-def merge(output: Path, shard_journals: Sequence[Path]) -> Sampling:
-    """Copy the records of shard journals into `output`/responses.jsonl and return the settings that they share.
-
-    Records that are already there are not copied again, so a merge may be repeated. Raises PairError when the shards
-    were made with different settings.
-    """
-    settings = []
-    for path in shard_journals:
-        settings.append(asdict(read_sampling(path)))
-        if settings[-1] != settings[0]:
-            raise PairError(
-                f"{path} was made with other settings than {shard_journals[0]}. Shards of one run only can be merged."
-            )
-    with Journal(output / JOURNAL, settings[0]) as merged:
-        known = {_record_key(record) for _, record in merged.records()}
-        for path in shard_journals:
-            with Journal(path, settings[0]) as shard:  # its lock: a shard that is still running is not merged
-                for _, record in shard.records():
-                    if _record_key(record) not in known:
-                        merged.append(record)
-        return Sampling(**settings[0])
-
-
-def _record_key(record: Row) -> bytes:
-    """A digest, so that a merge does not hold all texts."""
-    key = [record.get(name) for name in ("id", "sample", "response", "failed")]
-    return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).digest()

@@ -7,11 +7,11 @@ from pathlib import Path
 from spot_megatron.errors import PairError
 from spot_megatron.files import Row, write_text
 from tools.pairs.answers import judge_edit
+from tools.pairs.attempts import Attempts
 from tools.pairs.conversation import shown_problem
 from tools.pairs.grade import Grader
 from tools.pairs.oracle import HUMAN
 from tools.pairs.prompts import MARKER_END, MARKER_START
-from tools.pairs.rectify import Rectification
 
 HEADING = "##### error "
 _RESERVED = (HEADING.strip(), MARKER_START, MARKER_END, "\\")  # a body line that begins so gets a backslash in front
@@ -88,7 +88,7 @@ def _escape(text: str) -> str:
     return "\n".join("\\" + line if line.startswith(_RESERVED) else line for line in text.split("\n"))
 
 
-def import_edits(path: Path, rectification: Rectification, grader: Grader) -> tuple[dict[str, int], dict[str, str]]:
+def import_edits(path: Path, attempts: Attempts, grader: Grader) -> tuple[dict[str, int], dict[str, str]]:
     """Grade and record the edits of a file; returns how many were verified, rejected, unchanged or already settled,
     and the reason of every rejected one by its id.
 
@@ -98,19 +98,19 @@ def import_edits(path: Path, rectification: Rectification, grader: Grader) -> tu
     rejected: dict[str, str] = {}
     edits = list(read_edits(path))  # a broken file raises before anything of it is recorded
     for edit in edits:
-        if edit.id not in rectification.errors:
+        if edit.id not in attempts.errors:
             raise PairError(
                 f"{path}:{edit.line}: the errors file has no error {edit.id!r}. Use the file that it came from."
             )
     for edit in edits:
-        error = rectification.errors[edit.id]
-        if rectification.progress[edit.id].verified_at is not None:
+        error = attempts.errors[edit.id]
+        if attempts.progress[edit.id].verified_at is not None:
             counts["already_rectified"] += 1
         elif _same_text(edit.text, error["response"]):
             counts["unchanged"] += 1
         else:
-            judged = judge_edit(error, edit.text, grader, rectification.meter)
-            rectification.record({**rectification.attempt_record(edit.id, HUMAN), **judged})
+            judged = judge_edit(error, edit.text, grader, attempts.meter)
+            attempts.record({**attempts.attempt_record(edit.id, HUMAN), **judged})
             counts[judged["outcome"]] += 1
             if judged["outcome"] == "rejected":
                 rejected[edit.id] = f"{judged['reason']} {judged['detail']}".strip()

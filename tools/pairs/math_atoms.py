@@ -10,6 +10,7 @@ from fractions import Fraction
 from tools.pairs import math_units
 from tools.pairs.math_form import SIMPLE_NAME, SUM_OF_NAMES, strip_lead
 from tools.pairs.math_text import DIFFERENT, EQUAL, UNKNOWN, Number, compare_numbers, number, squeeze
+from tools.pairs.math_words import FORMULA_COMMANDS
 
 Algebra = Callable[[str, str], str]  # (known, given) expressions -> equal, different, unknown
 
@@ -20,66 +21,6 @@ _LETTER = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}")
-_FORMULA_COMMANDS = frozenset(
-    [
-        "frac",
-        "sqrt",
-        "pi",
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "ln",
-        "log",
-        "exp",
-        "cdot",
-        "times",
-        "div",
-        "binom",
-        "infty",
-        "le",
-        "ge",
-        "lfloor",
-        "rfloor",
-        "lceil",
-        "rceil",
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "theta",
-        "lambda",
-        "mu",
-        "phi",
-        "varphi",
-        "omega",
-        "rho",
-        "sigma",
-        "tau",
-        "epsilon",
-        "circ",
-        "pmod",
-        "begin",
-        "end",
-        "sum",
-        "prod",
-        "int",
-        "overline",
-        "gcd",
-        "lcm",
-        "max",
-        "min",
-        "partial",
-    ]
-)
 _UNTRUSTED = re.compile(
     r"\.\.\.|\d \d|[^\x20-\x7e]|:|\\\\|&|\?|\\(?:overline|pmod|begin|end|int|partial)|#|\"|@|_ ?\{? ?[a-zA-Z]{3}"
 )
@@ -325,4 +266,4 @@ def is_formula(text: str) -> bool:
     if _SHORT_WORD.search(text):
         return False
     commands = set(re.findall(r"\\([a-zA-Z]+)", text))
-    return not (_WORD.search(text) or _UNTRUSTED.search(text) or commands - _FORMULA_COMMANDS)
+    return not (_WORD.search(text) or _UNTRUSTED.search(text) or commands - FORMULA_COMMANDS)

@@ -10,7 +10,8 @@ from itertools import permutations
 
 from tools.pairs import math_units
 from tools.pairs.math_atoms import Algebra, compare_atoms
-from tools.pairs.math_form import Atom, Form, Grid, Named, Pool, Row, parse
+from tools.pairs.math_form import Atom, Form, Grid, Named, Pool, Row
+from tools.pairs.math_parse import parse
 from tools.pairs.math_text import DIFFERENT, EQUAL, UNKNOWN, continental, number, squeeze
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from spot_megatron.errors import PairError
 from spot_megatron.files import AtomicWriter, Row, dump_line, read_rows
-from tools.pairs.elicit import JOURNAL, OUTPUT_FILES, read_sampling
+from tools.pairs.elicit import JOURNAL, OUTPUT_FILES
 from tools.pairs.grade import GRADER_VERSION, Grader
 from tools.pairs.journal import Journal, read_records
 from tools.pairs.prompts import elicit_messages
 from tools.pairs.questions import Question, QuestionSet
-from tools.pairs.sampling import Sampling
+from tools.pairs.sampling import Sampling, read_sampling
 
 _BATCH = 256
 

@@ -1,10 +1,13 @@
 """Sampling settings and the requests made from them; shards of the questions."""
 
 import hashlib
+import json
 import zlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from spot_megatron.errors import PairError
 from spot_megatron.files import Row
 from tools.pairs.prompts import elicit_messages
 from tools.pairs.questions import Question
@@ -50,6 +53,15 @@ class Sampling:
         if question.messages:
             return list(question.messages)
         return [*question.context, *elicit_messages(question.question, self.suffix)]
+
+
+def read_sampling(journal: Path) -> Sampling:
+    """The settings kept beside a journal. Raises PairError when they are missing or damaged."""
+    side = journal.with_name(journal.name + ".settings.json")
+    try:
+        return Sampling(**json.loads(side.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise PairError(f"{side}: cannot be read ({error}). Copy it together with its journal.") from None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from spot_megatron.errors import PairError
 from spot_megatron.files import AtomicWriter, dump_line, read_rows, text_field, write_rows
 from tests.tools.pairs.support import ENVIRONMENT, ROOT
+from tools.pairs.attempts import fingerprint
 from tools.pairs.elicit import Elicitation
 from tools.pairs.filter import read_candidate
 from tools.pairs.human import HumanEdit, export_errors, read_edits
@@ -19,7 +20,7 @@ from tools.pairs.journal import Journal, read_records
 from tools.pairs.limits import Prices
 from tools.pairs.oracle import ErrorFile, Oracle
 from tools.pairs.questions import Question, QuestionSet, read_questions
-from tools.pairs.rectify import Rectification, fingerprint
+from tools.pairs.rectify import Rectification
 from tools.pairs.sampling import Sampling
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

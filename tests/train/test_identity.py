@@ -1,0 +1,138 @@
+"""A resumed run has the data, the weights, the date and the reference of the run that it continues, or is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from spot_megatron.files import write_json
+from spot_megatron.train import setup
+from spot_megatron.train.__main__ import main
+from tests.support import make_recipe, random_pairs, save_random_hf, write_token_pairs
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A finished run of 4 steps whose last checkpoint is gone, so that the next launch continues after step 2."""
+    save_random_hf(tmp_path / "model")
+    write_token_pairs(tmp_path / "pairs.jsonl", random_pairs(8))
+    recipe = make_recipe(tmp_path, train={"batch_pairs": 2, "epochs": 1}, checkpoint={"every_steps": 2, "keep": 2})
+    (tmp_path / "recipe.yaml").write_text(recipe.dump())
+    assert main([str(tmp_path / "recipe.yaml")]) == 0
+    newest = tmp_path / "run" / "checkpoints" / "step_00000004"
+    newest.rename(tmp_path / "set_aside")
+    return tmp_path
+
+
+def resume(folder: Path, capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    capsys.readouterr()
+    code = main([str(folder / "recipe.yaml")])
+    printed = capsys.readouterr()
+    return code, printed.out + printed.err
+
+
+def test_nothing_has_changed(folder, capsys):
+    code, text = resume(folder, capsys)
+    assert code == 0
+    assert "steps 2 to 4 of 4" in text
+    assert "reference pass: read from" in text
+    assert "WARNING" not in text
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_other_pairs_in_the_same_file(folder, capsys, step):
+    pairs = random_pairs(8)
+    pairs[step].chosen_ids[0] = (pairs[step].chosen_ids[0] + 1) % 100
+    write_token_pairs(folder / "pairs.jsonl", pairs)
+    before = (folder / "run" / "environment.json").read_text()
+    code, text = resume(folder, capsys)
+    assert code == 2
+    assert "token ids of data.pairs have changed" in text
+    assert "checkpoint.resume=never" in text
+    assert (folder / "run" / "environment.json").read_text() == before
+
+
+def test_other_weights_in_the_same_folder(folder, capsys):
+    path = folder / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][0] += 0.001
+    save_file(tensors, path, metadata={"format": "pt"})
+    code, text = resume(folder, capsys)
+    assert code == 2
+    assert "weights of model.hf have changed" in text
+
+
+def test_a_checkpoint_without_digests_is_continued_loudly(folder, capsys):
+    file = folder / "run" / "checkpoints" / "step_00000002" / "state.json"
+    state = json.loads(file.read_text())
+    for name in [name for name in state["recipe"] if name.startswith("digest")]:
+        del state["recipe"][name]
+    del state["started"]
+    write_json(file, state)
+    code, text = resume(folder, capsys)
+    assert code == 0
+    assert text.count("WARNING") == 2
+    assert "without a digest of the pairs" in text
+    assert "without a digest of the initial weights" in text
+
+
+def test_prompts_keep_the_first_date(folder, capsys, monkeypatch):
+    """Whichever of the files the date is read from, templates get the same."""
+    dates = []
+    tokenize = setup.tokenize_pairs
+    monkeypatch.setattr(
+        setup, "tokenize_pairs", lambda *arguments: [dates.append(arguments[-1]), tokenize(*arguments)][1]
+    )
+    first = datetime(2020, 2, 29, 23, 59, 59)
+    checkpoints = folder / "run" / "checkpoints"
+    file = checkpoints / "step_00000002" / "state.json"
+    write_json(file, json.loads(file.read_text()) | {"started": first.isoformat()})
+    assert resume(folder, capsys)[0] == 0
+    assert json.loads((folder / "run" / "environment.json").read_text())["started"] == first.isoformat()
+    for path in checkpoints.iterdir():
+        path.rename(folder / f"aside_{path.name}")
+    assert resume(folder, capsys)[0] == 0
+    assert dates == [first, first]
+
+
+def caches(folder: Path) -> list[Path]:
+    return list((folder / "reference_cache").glob("*.jsonl"))
+
+
+def test_a_flipped_bit_in_the_cache(folder, capsys):
+    (cache,) = caches(folder)
+    data = bytearray(cache.read_bytes())
+    data[len(data) // 2] ^= 1
+    cache.write_bytes(data)
+    code, text = resume(folder, capsys)
+    assert code == 2
+    assert f"{cache} is damaged" in text
+    assert "delete the file" in text
+
+
+def test_a_cache_of_other_numbers(folder, capsys):
+    """Whole and well-formed, but not this model's: the sample that is computed again differs."""
+    (cache,) = caches(folder)
+    *lines, _ = cache.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    text = "".join(
+        json.dumps(row | {"logp_chosen": row["logp_chosen"] + 0.1}, separators=(",", ":")) + "\n" for row in rows
+    )
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    cache.write_text(text + json.dumps({"sha256": digest}, separators=(",", ":")) + "\n")
+    code, text = resume(folder, capsys)
+    assert code == 2
+    assert f"{cache} does not fit this model: pair pair-" in text
+
+
+def test_another_split_has_a_cache_of_its_own(folder):
+    assert len(caches(folder)) == 1
+    assert main([str(folder / "recipe.yaml"), "--set", "checkpoint.resume=never", "data.layout=separate"]) == 0
+    assert len(caches(folder)) == 2
+    torch.use_deterministic_algorithms(False)
