@@ -53,8 +53,8 @@ def _train(name: str, overrides: list[str]) -> int:
             if error.errno not in DISK_IS_FULL:
                 raise
             raise CheckpointError(
-                f"{recipe.output}: {error.strerror} ({error.filename or 'while writing a file'}); make room and run the "
-                "same command again: it continues from the newest checkpoint"
+                f"{recipe.output}: {error.strerror} ({error.filename or 'while writing a file'}); make room and run "
+                "the same command again: it continues from the newest checkpoint"
             ) from error
 
 

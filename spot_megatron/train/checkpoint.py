@@ -91,7 +91,7 @@ def find_intact(folder: Path) -> Found:
     return Found()
 
 
-def _not_written(folder: Path, error: Exception) -> CheckpointError:
+def _not_written(folder: Path, error: BaseException) -> CheckpointError:
     """PyTorch's writers of a full disk raise errors that do not say so: the free space goes into the message."""
     free = shutil.disk_usage(folder.parent).free / 1e6
     return CheckpointError(
