@@ -64,7 +64,7 @@ MUTANTS = [
     Mutant("reduction", f"{_M}logprob.py", "torch.logsumexp(gathered_G2S[:, 0], dim=0)", "gathered_G2S[0, 0]", "split tp2"),
     # scaling
     Mutant("scaling", f"{_T}step.py", "loss = losses.sum() if", "loss = losses.mean() if", "tests/train/test_scaling.py"),
-    Mutant("scaling", f"{_T}optim.py", ".double().square().sum()", ".double().sum()", "tests/train/test_scaling.py split one_rank"),
+    Mutant("scaling", f"{_T}optim.py", ".double().square().sum()", ".double().sum()", "split dp2"),
     Mutant("scaling", f"{_T}optim.py", 'self.weight_decay * group["wd_mult"]', "self.weight_decay", "tests/train/test_optim.py"),
     Mutant("scaling", f"{_T}optim.py", "return optim.lr * (step + 1) / warmup", "return optim.lr * step / warmup", "tests/train/test_optim.py"),
     # masks and attention
