@@ -1,6 +1,7 @@
 """The one reader of chat completion bodies: every shape that servers send becomes a Reply, or a BadReply."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ _ERROR_STATUS = {
     "rate_limit_exceeded": 429,
     "rate_limit_error": 429,
 }
+# Fields of a message that hold thinking (vLLM, SGLang, OpenRouter, Ollama), and the tags of thinking inside a content
+# (Qwen3 and DeepSeek-R1, prompted models, Mistral, gpt-oss).
+_THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
+_THINKING_TAG = re.compile(r"</?think(?:ing)?>|\[/?THINK\]|<\|channel\|>analysis")
 _OUT_OF_CREDIT = {"insufficient_quota", "insufficient_balance", "billing_hard_limit_reached", "billing_not_active"}
 
 
@@ -54,6 +59,7 @@ class Reply:
     token_ids: list[int] | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    num_hidden: int  # thinking tokens that the server counts, though it may not show them
 
     @property
     def is_empty(self) -> bool:
@@ -61,8 +67,8 @@ class Reply:
 
     @property
     def has_thinking(self) -> bool:
-        """Whether the model thought: in a field of its own, or between tags inside the content."""
-        return bool(self.reasoning.strip()) or "<think>" in self.text or "</think>" in self.text
+        """Whether the model thought: in a field of its own, between tags inside the content, or hidden."""
+        return bool(self.reasoning.strip() or self.num_hidden or _THINKING_TAG.search(self.text))
 
 
 def read_reply(payload: bytes) -> Reply:
@@ -87,8 +93,11 @@ def read_reply(payload: bytes) -> Reply:
     prompt, completion, total = (_count(usage.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
     if total is not None and prompt is not None:
         completion = max(completion or 0, total - prompt)
+    details = usage.get("completion_tokens_details")
+    hidden = _count(details.get("reasoning_tokens")) if isinstance(details, dict) else None
     finish = str(choice.get("finish_reason") or "unknown").lower()
-    return Reply(text, reasoning, _FINISH.get(finish, finish), _token_ids(choice), prompt, completion)
+    finish = "tool_calls" if message.get("tool_calls") else _FINISH.get(finish, finish)  # Ollama writes stop
+    return Reply(text, reasoning, finish, _token_ids(choice), prompt, completion, hidden or 0)
 
 
 def server_error(body: object) -> ServerError | None:
@@ -112,7 +121,7 @@ def _texts(message: dict[str, Any]) -> tuple[str, str]:
     """(content, reasoning) of a message whose content is text, null, or a list of parts."""
     content = message.get("content")
     text: list[str] = []
-    thoughts = [str(message[key]) for key in ("reasoning_content", "reasoning") if message.get(key)]
+    thoughts = [str(message[key]) for key in _THOUGHTS if message.get(key)]
     for part in content if isinstance(content, list) else [content]:
         if part is None:
             continue

@@ -1,12 +1,20 @@
 """Replies in every shape that servers give them, and what elicitation makes of unusable ones. About 15 s."""
 
+import asyncio
+import dataclasses
 import json
 
 import pytest
 
+from tests.processes import wait_for
 from tests.tools.pairs.support import oracle_server, rows, run, write_questions
+from tools.pairs.client import Calls, Completion
+from tools.pairs.elicit import Elicitation
+from tools.pairs.grade import Verdict
 from tools.pairs.pool import RunFailed
+from tools.pairs.questions import Question, QuestionSet
 from tools.pairs.replies import BadReply, Reply, read_reply
+from tools.pairs.sampling import Sampling
 from tools.pairs.unusable import UnusableStreak, unusable_reply
 
 TEXT = {"type": "text", "text": "b"}
@@ -36,6 +44,11 @@ def read(message: object, finish: object = "stop", **others: object) -> Reply:
         ({"content": "<think>\nhm\n</think>\n5"}, "<think>\nhm\n</think>\n5", "", "thought_anyway"),
         ({"content": "hm</think>5"}, "hm</think>5", "", "thought_anyway"),
         ({"content": [{"type": "thinking", "thinking": "a"}, TEXT]}, "b", "a", "thought_anyway"),
+        ({"content": "5", "reasoning_details": [{"text": "hm"}]}, "5", "[{'text': 'hm'}]", "thought_anyway"),
+        ({"content": "5", "thinking": "hm"}, "5", "hm", "thought_anyway"),
+        *((dict(content=text), text, "", "thought_anyway") for text in (
+            "<thinking>hm</thinking>5", "[THINK]hm[/THINK]5", "<|channel|>analysis<|message|>hm<|end|>5")),
+        ({"content": "I think > 5, [think]"}, "I think > 5, [think]", "", None),
     ],
 )  # fmt: skip
 def test_contents(message, text, reasoning, unusable):
@@ -79,6 +92,19 @@ def test_hidden_thinking_is_counted(usage, counts):
     assert (reply.prompt_tokens, reply.completion_tokens) == counts
 
 
+def test_thinking_that_is_counted_but_not_shown():
+    for count, reason in ((290, "thought_anyway"), (0, None), (None, None)):
+        reply = read({"content": "x"}, usage={"completion_tokens_details": {"reasoning_tokens": count}})
+        verdict = unusable_reply(reply, "off")
+        assert (verdict.reason if verdict else None) == reason
+
+
+def test_a_reply_that_calls_a_tool_has_not_stopped():
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    assert read({"content": "x", "tool_calls": calls}).finish_reason == "tool_calls"
+    assert read({"content": "x", "tool_calls": []}).finish_reason == "stop"
+
+
 @pytest.mark.parametrize(
     ("payload", "reason", "words"),
     [
@@ -112,10 +138,51 @@ def test_a_run_whose_replies_are_all_unusable_stops():
     with pytest.raises(RunFailed, match="first 1 replies"):
         few.finish()
     mixed = UnusableStreak(2)
-    for reason in ("same_number", "thought_anyway", "thought_anyway", "thought_anyway"):
-        mixed.note(reason)
+    mixed.note_usable()
+    for _ in range(3):
+        mixed.note("thought_anyway")
     mixed.finish()
     UnusableStreak(2).finish()
+
+
+class OneUsableReply:
+    """A client of which every reply but the first holds thinking."""
+
+    tokens, faults, num_asked = 0, {}, 0
+
+    async def complete(self, request):
+        reply = read({"content": "<think>hm</think>5" if self.num_asked else "6"})
+        self.num_asked += 1
+        values = {item.name: getattr(reply, item.name) for item in dataclasses.fields(reply)}
+        return Completion(**values, endpoint="", seconds=0.1, calls=Calls(1), seed=None)
+
+    def stop_retrying(self):
+        pass
+
+
+class SlowGrader:
+    """Grades when all other replies have been recorded."""
+
+    num_workers = 1
+
+    def __init__(self, others_recorded):
+        self.others_recorded = others_recorded
+
+    def grade_at_once(self, *arguments):
+        return None
+
+    def grade(self, *arguments):
+        wait_for(self.others_recorded, "the other replies", 60)
+        return Verdict("wrong", "6", "another_number")
+
+
+def test_a_reply_that_is_still_being_graded_counts_as_usable(tmp_path):
+    found = QuestionSet([Question(str(number), f"q{number}", "1") for number in range(5)])
+    elicitation = Elicitation(tmp_path, found, Sampling("m"), 1)
+    grader = SlowGrader(lambda: elicitation.num_graded == 4)
+    asyncio.run(elicitation.run(OneUsableReply(), grader, concurrency=5, max_failures=3))
+    elicitation.journal.close()
+    assert elicitation.num_graded == 5
 
 
 ELICIT = ("--model", "oracle", "--prompt-suffix", "")
