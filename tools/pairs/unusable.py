@@ -31,11 +31,11 @@ class UnusableStreak:
         self._reasons: Counter[str] = Counter()
         self._num_usable = 0
 
+    def note_usable(self) -> None:
+        self._num_usable += 1
+
     def note(self, reason: str) -> None:
-        """Count a reply by its verdict's reason. Raises RunFailed at the limit."""
-        if reason not in UNUSABLE:
-            self._num_usable += 1
-            return
+        """Count an unusable reply. Raises RunFailed at the limit."""
         self._reasons[reason] += 1
         if not self._num_usable and self._reasons.total() == self._limit:
             self._fail()

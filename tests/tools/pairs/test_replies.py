@@ -1,12 +1,20 @@
 """Replies in every shape that servers give them, and what elicitation makes of unusable ones. About 15 s."""
 
+import asyncio
 import json
+import time
 
 import pytest
 
 from tests.tools.pairs.support import oracle_server, rows, run, write_questions
+from tools.oracle.http_server import Answer, Faults, Service, serve
+from tools.pairs.client import ChatClient
+from tools.pairs.elicit import Elicitation
+from tools.pairs.grade import Grader
 from tools.pairs.pool import RunFailed
+from tools.pairs.questions import Question, QuestionSet
 from tools.pairs.replies import BadReply, Reply, read_reply
+from tools.pairs.sampling import Sampling
 from tools.pairs.unusable import UnusableStreak, unusable_reply
 
 TEXT = {"type": "text", "text": "b"}
@@ -112,10 +120,37 @@ def test_a_run_whose_replies_are_all_unusable_stops():
     with pytest.raises(RunFailed, match="first 1 replies"):
         few.finish()
     mixed = UnusableStreak(2)
-    for reason in ("same_number", "thought_anyway", "thought_anyway", "thought_anyway"):
-        mixed.note(reason)
+    mixed.note_usable()
+    for _ in range(3):
+        mixed.note("thought_anyway")
     mixed.finish()
     UnusableStreak(2).finish()
+
+
+class SlowGrader(Grader):
+    def grade_at_once(self, *_):
+        return None
+
+    def grade(self, *arguments):
+        time.sleep(1.0)
+        return super().grade(*arguments)
+
+
+def test_a_reply_is_usable_before_it_is_graded(tmp_path):
+    """Unusable replies need no grading; on a busy machine all of them may be on file before the first verdict."""
+    found = QuestionSet([Question(str(number), "q", "1") for number in range(6)])
+    stage = Elicitation(tmp_path, found, Sampling("m"), 1)
+    replies = [Answer(r"\boxed{1}"), *(Answer("1", reasoning="Let me see.") for _ in range(5))]
+
+    async def ask():
+        server = await serve(Service(lambda *_: replies.pop(0), Faults(0.0, 0)), "127.0.0.1", 0)
+        async with server, ChatClient([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"]) as client:
+            await stage.run(client, SlowGrader(), concurrency=2, max_failures=4)
+
+    asyncio.run(ask())
+    summary = stage.write_outputs(())
+    stage.journal.close()
+    assert (summary["correct"], summary["excluded"]) == (1, {"thought_anyway": 5})
 
 
 ELICIT = ("--model", "oracle", "--prompt-suffix", "")
