@@ -1,4 +1,4 @@
-"""What this GPU reaches at best: memory bandwidth and bf16 matrix products, to read the other results against.
+"""Ceilings of this GPU: memory bandwidth and bf16 matrix products, to read the other results against.
 
 python -m benchmarks.ceilings [--output FILE]
 """

@@ -156,7 +156,7 @@ def rates(
 
 
 def planned_bytes(phases: Phases, hf: HFModelConfig, recipe: Recipe, num_gpus: int) -> float:
-    """What `make plan` counts for PyTorch's tensors on the fullest rank, with packs as long as the longest one was."""
+    """Planned bytes of PyTorch's tensors on the fullest rank, with packs as long as the longest one was."""
     total = torch.cuda.get_device_properties(phases.device).total_memory
     inputs = PlanInput(
         model=hf,

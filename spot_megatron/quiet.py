@@ -1,4 +1,4 @@
-"""Warnings of Megatron-Core and PyTorch that tell this project's user nothing; `make doctor` tells what is missing."""
+"""Warnings of Megatron-Core and PyTorch that do not concern users. `make doctor` lists missing packages."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def embed(ids_T: Tensor, weight_VpH: Tensor, vocab_start: int) -> Tensor:
 
 
 def placeholder_gradient(weight: Tensor) -> Tensor:
-    """What autograd gets for a gradient that lies in `weight.main_grad` already, as Megatron's own layers do it: DDP
+    """A stand-in for autograd, for a gradient that is in `weight.main_grad` already, as in Megatron's own layers: DDP
     counts the weight as ready and adds nothing."""
     weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
     return torch.empty_like(weight)

@@ -51,7 +51,7 @@ def linear_logprob(
         target_S: token ids in [0, vocab_size).
         group: ranks that split the vocabulary; None when one rank holds it all.
         memory: bounds; None for `head_memory` of the device.
-        is_embedding: the weight is also this rank's embedding, whose backward follows and tells Megatron's DDP that the
+        is_embedding: the weight is also this rank's embedding, whose backward follows and reports to DDP that the
             gradient is complete.
 
     Returns:

@@ -2,7 +2,7 @@
 
 Megatron-Core asks for CUDA by name in many places: devices, streams, random states, tensor type names. `redirect_cuda`
 sends each of these to the CPU, so that its own model, schedules, DDP, distributed optimizer and checkpoints run over
-gloo. Everything that is redirected stands in this file; nothing happens on import.
+gloo. All redirections are in this file; none is applied on import.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How parallel sizes divide a model over the ranks of a job.
 
 Ranks of a node are neighbours. Megatron-Core orders ranks tensor, context, data, pipeline (fastest first), and for the
-experts tensor, expert, data, pipeline; a group's stride tells how many of its ranks share a node.
+experts tensor, expert, data, pipeline; a group's stride determines how many of its ranks share a node.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Pure Python and numpy: without PyTorch and Megatron-Core (only dryrun.py takes t
     memory.py     bytes of a rank, by part
     kernels.py    seconds of kernels and collectives on a rank
     time.py       seconds of the job, by part
-    estimate.py   all of it for one recipe
+    estimate.py   memory and time of one recipe
     search.py     the cheapest changes that fit; the fastest configurations
     text.py       an estimate as text and JSON           figure.py   as an HTML page
     dryrun.py     every rank of a job, built without weights

@@ -148,7 +148,7 @@ def report(folder: Path, world: int, begin: float, timeout: float) -> str:
             f"  rank {rank:<4} step {beat['step']:<6} {beat['doing']}, begun {now - beat['time']:.0f} s ago, "
             f"alive {now - beat['alive']:.0f} s ago, on {beat['host']}"
         )
-    lines.append(f"Where each rank stands in the code: {folder}/rank_*.stack")
+    lines.append(f"Stack of each rank: {folder}/rank_*.stack")
     lines.append(f"Collectives end with an error after {timeout:.0f} s. Only slow? Raise parallel.timeout_minutes.")
     return "\n".join(lines) + "\n"
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,7 +65,7 @@ class MetricsLog:
         if not is_main:
             return
         self.path = folder / "metrics.jsonl"
-        rows = [row for _, row in read_rows(self.path)][:first_step] if self.path.exists() else []
+        rows = [row for _, row in islice(read_rows(self.path), first_step)] if self.path.exists() else []
         write_rows(self.path, rows)
         self._file = self.path.open("a", encoding="utf-8")
         self._watch = Watch(rows)

@@ -64,8 +64,12 @@ class Policy:
 
     @property
     def parts(self) -> list[DistributedOptimizer]:
-        """The optimizers that are stepped together: one, or one for experts besides."""
-        return list(getattr(self.optimizer, "chained_optimizers", [self.optimizer]))
+        """The optimizers that are stepped together: one, or one for experts besides.
+
+        Without one that has no parameters here, as of experts on a pipeline stage of dense layers.
+        """
+        every = getattr(self.optimizer, "chained_optimizers", [self.optimizer])
+        return [part for part in every if not part.is_stub_optimizer and part.get_parameters()]
 
     def gather_weights(self) -> None:
         """Blocks until updated weights are gathered; otherwise they are gathered lazily by the next forward pass."""

@@ -179,7 +179,7 @@ def _make_states(part: DistributedOptimizer) -> None:
         for group in inner.param_groups:
             for param in group["params"]:
                 zeros = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
-                inner.state[param] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
+                inner.state[param] = {"step": torch.zeros((), dtype=torch.float32, device=param.device), **zeros}
     else:  # Transformer Engine's
         part.load_state_dict(part.state_dict())
 

@@ -34,7 +34,7 @@ def test_rectangles_are_the_range(monkeypatch, shape, most):
 
 def policy_with_states(recipe, seed: int, family: str = "dense") -> Policy:
     """A policy whose optimizer has random states after 3 updates."""
-    policy = make_trainable(random_model(recipe), recipe, "cpu")
+    policy = make_trainable(random_model(recipe), recipe)
     generator = torch.Generator().manual_seed(seed)
     for part in policy.parts:
         _make_states(part)

@@ -13,6 +13,8 @@ from tests import processes
 from tests.support import make_recipe, random_pairs, write_token_pairs
 from tests.weights.models import make_folder
 
+pytestmark = pytest.mark.timeout(900)  # one fixture trains everything
+
 TOLERANCE = 1e-5
 COMPARED = ("loss", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy", "reward_shift", "grad_norm")
 BASE = {
@@ -91,7 +93,7 @@ MODELS: dict[str, tuple[dict, dict[str, tuple[int, dict]]]] = {
 }
 
 
-JOBS_TOGETHER = 16  # in one group of processes, which has 240 s, seconds for each job on a busy machine
+JOBS_TOGETHER = 8  # in one group of processes, which has 240 s, seconds for each job on a busy machine
 
 
 def train_all(folder: Path, jobs: dict[str, tuple[str, int, dict]]) -> dict[str, Path]:

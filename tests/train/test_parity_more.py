@@ -13,7 +13,7 @@ from tests.support import random_pairs, write_token_pairs
 from tests.train.test_parity import COMPARED, MOE_SPLITS, SPLITS, TOLERANCE, load_all, metrics, train_all
 from tests.weights.models import make_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # one fixture trains everything
 
 MODELS: dict[str, dict[str, Any]] = {
     "untied": {"tied": False},

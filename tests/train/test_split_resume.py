@@ -17,6 +17,7 @@ SPLITS = {
     "one": (1, {}),
     "dp2": (2, {}),
     "pp2": (2, {"pipeline": 2}),
+    "pp4": (4, {"pipeline": 4}),  # one stage of the experts' model has none
     "ep2": (2, {"expert": 2}),
     "tp2": (2, {"tensor": 2, "sequence": True}),
     "tp2_ep2": (2, {"tensor": 2, "sequence": True, "expert": 2}),
@@ -29,6 +30,8 @@ CHANGES = [
     ("moe", "ep2", "one"),
     ("moe", "ep2", "tp2"),
     ("moe", "tp2", "tp2_ep2"),
+    ("moe", "one", "pp4"),
+    ("moe", "pp4", "one"),
 ]
 
 

@@ -12,7 +12,7 @@ from spot_megatron.errors import WeightError
 
 @dataclass(frozen=True)
 class Decoding:
-    """How responses are drawn: as in the paper's evaluation unless told (arXiv 2603.01683). Temperature 0 is greedy,
+    """How responses are drawn: by default as in the paper's evaluation (arXiv 2603.01683). Temperature 0 is greedy,
     top-k 0 is no limit."""
 
     temperature: float = 0.7

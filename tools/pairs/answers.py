@@ -115,5 +115,5 @@ class EditMeter:
 
 
 def rejected(reason: str, detail: str = "") -> Row:
-    """What a rejected attempt adds to its record; the detail goes into the next attempt's hint."""
+    """The fields that a rejected attempt adds to its record; the detail goes into the next attempt's hint."""
     return {"outcome": "rejected", "reason": reason, "detail": detail[:200]}

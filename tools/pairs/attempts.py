@@ -1,4 +1,4 @@
-"""What is on file about the errors of a rectification: attempts, their outcomes, and what is still open."""
+"""The journal of a rectification: attempts, their outcomes, and what is still open."""
 
 import hashlib
 import json
@@ -114,7 +114,7 @@ class Attempts:
             progress.failed, progress.refused_by = record["reason"], record["oracle"] if record["permanent"] else ""
 
     def estimate(self) -> dict[str, Any]:
-        """What the open errors' first attempts would take: requests, tokens (four bytes each) and dollars."""
+        """Estimate for the open errors' first attempts: requests, tokens (four bytes each) and dollars."""
         requests = prompt = completion = 0
         for identifier in self.open_errors():
             error = self.errors[identifier]

@@ -131,7 +131,7 @@ def transcript(messages: Sequence[Row], tools: Sequence[Row] | None = None) -> s
 
 
 def shown_problem(row: Row) -> str:
-    """What an oracle or a person is shown of an error: the question, or every turn of a longer prompt."""
+    """The problem as shown to an oracle or a person: the question, or every turn of a longer prompt."""
     messages = row.get("prompt")
     if not isinstance(messages, list) or is_plain(messages, row.get("tools")):
         return str(row["question"])

@@ -60,7 +60,7 @@ class ApiKey:
         self._value = os.environ.get(variable) or "none"
 
     def value_for(self, base_url: str) -> str:
-        """What to send to `base_url`: never the key over plain http:// to another machine, unless `in_clear`."""
+        """The key to send to `base_url`: never the key over plain http:// to another machine, unless `in_clear`."""
         parts = urlsplit(base_url)
         if parts.scheme == "https" or self._in_clear or self._value == "none" or _is_this_machine(parts.hostname or ""):
             return self._value

@@ -83,7 +83,7 @@ def _verify(gold: str, given: str) -> str:
 
 
 def _readings(expression: Any) -> Iterator[Any]:
-    r"""What an expression may mean: \log to base 10 or e, roots of negative numbers principal or real."""
+    r"""The readings of an ambiguous expression: \log to base 10 or e, roots of negative numbers principal or real."""
     yield expression
     natural = expression.replace(
         lambda part: part.func == sympy.log and len(part.args) == 2 and part.args[1] == 10,

@@ -1,4 +1,4 @@
-"""What surrounds a value in an answer: units, counting words, number bases; and phrases that are answers."""
+"""Surroundings of a value in an answer: units, counting words, number bases; and phrases that are answers."""
 
 import re
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ class Interrupted(Exception):
 
 
 class RunFailed(Exception):
-    """The run cannot go on although the user's input is right; running again later continues it."""
+    """The run cannot continue although the user's input is right; the same command continues it later."""
 
 
 async def run_pool(

@@ -69,7 +69,7 @@ class Equation:
 
 @dataclass(frozen=True)
 class Task:
-    """What a question's text asks for."""
+    """A question, parsed from its text."""
 
     skill: str
     tags: frozenset[str]

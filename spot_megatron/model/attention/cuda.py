@@ -183,7 +183,7 @@ def sdpa(
 def flex_mask(
     num_positions: int, cu_main: Tensor, cu_suffix_q: Tensor, cu_suffix_k: Tensor, suffix_k_position: Tensor
 ) -> Any:
-    """What each position of a pack sees, as FlexAttention's BlockMask: its own sequence up to itself, and for one of a
+    """The keys visible to each position, as FlexAttention's BlockMask: its own sequence up to itself, and for one of a
     suffix the prefix, positions [first, stop) of the pack. Arguments as in PairSeqParams."""
     position = torch.arange(num_positions, device=cu_main.device)
     ends = torch.cat([cu_main[1:], cu_main[-1] + cu_suffix_q[1:]])

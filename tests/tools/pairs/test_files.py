@@ -183,6 +183,23 @@ def test_a_journal_cut_anywhere_keeps_every_whole_record(tmp_path):
             assert [record for _, record in journal.records()] == [*records[:num_complete], {"id": "next"}]
 
 
+def test_a_changed_record_is_refused(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, {}) as journal:
+        for number in range(3):
+            journal.append({"id": str(number), "response": "7 apples", "n": 1})
+    content = path.read_bytes()
+    assert [record for _, record in read_records(path)][1] == {"id": "1", "response": "7 apples", "n": 1}
+    for place in range(len(content)):
+        for bit in range(8):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            if place == len(content) - 1:  # the newline: the record does not count
+                assert len(list(read_records(path))) == 2
+                continue
+            with pytest.raises(PairError, match=r"journal.jsonl:\d"):
+                list(read_records(path))
+
+
 def test_a_second_process_is_told_who_holds_the_journal(tmp_path):
     with Journal(tmp_path / "journal.jsonl", {}):
         program = "import sys, pathlib; from tools.pairs.journal import Journal; Journal(pathlib.Path(sys.argv[1]), {})"

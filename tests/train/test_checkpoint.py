@@ -1,0 +1,145 @@
+"""A run's checkpoints: damage is named, the newest intact one is used, and a run folder has one run. About 10 s."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from spot_megatron.errors import CheckpointError
+from spot_megatron.hf.checksums import CHECKSUMS
+from spot_megatron.objective.shift import RewardShift
+from spot_megatron.train.checkpoint import Checkpoints, Found, find_intact, set_aside
+from spot_megatron.train.optim import make_trainable
+from spot_megatron.train.reference import read_reference, write_reference
+from spot_megatron.train.run_folder import locked
+from tests.processes import ROOT
+from tests.support import make_recipe, one_process, random_model, save_random_hf
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """Checkpoints of steps 2, 4 and 6."""
+    folder = tmp_path_factory.mktemp("written")
+    save_random_hf(folder / "model")
+    recipe = make_recipe(folder)
+    with one_process(recipe):
+        policy = make_trainable(random_model(recipe), recipe)
+        policy.zero_grad()
+        policy.update(0.1, policy.squared_grad_norm().item())
+        made = Checkpoints(folder / "checkpoints", {}, datetime(2026, 1, 1), folder / "model", 3, Found())
+        for step in (2, 4, 6):
+            made.save(step, policy, RewardShift("none", 0.9))
+    return folder / "checkpoints"
+
+
+@pytest.fixture
+def checkpoints(written, tmp_path) -> Path:
+    shutil.copytree(written, tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
+
+
+def find(folder: Path) -> Found:
+    with one_process(make_recipe(folder)):
+        return find_intact(folder)
+
+
+FILES = [
+    "model/.metadata", "model/metadata.json", "model/__0_0.distcp", "optimizer/.metadata", "optimizer/__0_0.distcp",
+    "state.json", CHECKSUMS, "hf/config.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("fault", ["flip", "cut", "remove"])
+def test_the_newest_intact_checkpoint_is_found(checkpoints, file, fault):
+    path = checkpoints / "step_00000006" / file
+    content = path.read_bytes()
+    if fault == "remove" and file == CHECKSUMS:
+        pytest.skip("a checkpoint without checksums is an earlier version's")
+    if fault == "remove":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + (bytes([content[middle] ^ 1]) + content[middle + 1 :]) * (fault == "flip"))
+    found = find(checkpoints)
+    assert found.newest == checkpoints / "step_00000004"
+    assert found.state["step"] == 4
+    ((damaged, reason),) = found.damaged.items()
+    assert damaged == checkpoints / "step_00000006"
+    assert file in reason
+    assert set_aside(damaged) == checkpoints / "damaged_step_00000006"
+    assert find(checkpoints).damaged == {}
+
+
+def test_an_intact_folder(checkpoints):
+    found = find(checkpoints)
+    assert (found.newest, found.damaged) == (checkpoints / "step_00000006", {})
+    assert find(checkpoints / "nothing") == Found()
+
+
+def test_all_damaged(checkpoints):
+    for path in checkpoints.glob("step_*/state.json"):
+        path.write_text("{")
+    with pytest.raises(CheckpointError, match=r"step_00000006/state.json .*step_00000002.*checkpoint.resume=never"):
+        find(checkpoints)
+
+
+def test_an_earlier_versions_checkpoint_has_no_checksums(checkpoints):
+    (checkpoints / "step_00000006" / CHECKSUMS).unlink()
+    assert find(checkpoints).newest == checkpoints / "step_00000006"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from spot_megatron.files import take_lock
+take_lock(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("spot_megatron.train.run_folder.LOCK_SECONDS", 0.3)
+    recipe = make_recipe(tmp_path)
+    with one_process(recipe) as topology:
+        with locked(tmp_path / "run", topology):
+            pass
+        command = [sys.executable, "-c", HOLD, str(tmp_path / ".run.lock")]
+        holder = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        try:
+            assert holder.stdout
+            assert holder.stdout.readline() == b"held\n"
+            with pytest.raises(CheckpointError, match=f"process {holder.pid} .*is training in .*run"):
+                locked(tmp_path / "run", topology).__enter__()
+        finally:
+            holder.kill()
+            holder.wait()
+        with locked(tmp_path / "run", topology):  # the lock goes with its holder
+            pass
+
+
+def test_a_damaged_reference_cache_is_refused(tmp_path):
+    dataset = SimpleNamespace(pairs=[SimpleNamespace(id=f"p{number}") for number in range(3)])
+    sums = np.array([[-1.25, -2.5], [-3.0, -4.0], [-5.0, -6.0]])
+    path = tmp_path / "cache.jsonl"
+    write_reference(path, dataset, sums)
+    assert (read_reference(path, dataset) == sums).all()
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"cache\.jsonl"):
+            read_reference(path, dataset)
+        path.write_bytes(content[:place])
+        with pytest.raises(CheckpointError, match=r"cache\.jsonl"):
+            read_reference(path, dataset)
+    assert json.loads(content.splitlines()[0]) == {"id": "p0", "logp_chosen": -1.25, "logp_rejected": -2.5}
