@@ -78,6 +78,7 @@ def test_the_shift_follows_the_rewards(one_rank):
 def test_the_split_changes_nothing(folder, one_rank, name):
     run = run_split(folder, name)
     for row, want in zip(metrics(run), metrics(one_rank), strict=True):
+        assert (row["pairs"], row["tokens"]) == (want["pairs"], want["tokens"])
         for key in [key for key in COMPARED if (key, row["step"]) != ("reward_accuracy", 1)]:
             assert row[key] == pytest.approx(want[key], abs=TOLERANCE, rel=TOLERANCE), json.dumps([row, want])
     reference = reference_of(one_rank)
