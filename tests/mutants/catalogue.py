@@ -46,7 +46,7 @@ MUTANTS = [
     Mutant("objective", f"{_O}losses.py", "-policy_chosen / num_chosen", "-policy_chosen", LOSSES),
     Mutant("objective", f"{_O}reward.py", "torch.exp(logp_S.detach())", "torch.exp(logp_S)", LOSSES),
     Mutant("objective", f"{_O}reward.py", "SHARED] + sums_B3[:, REJECTED]", "REJECTED]", LOSSES),
-    Mutant("objective", f"{_O}reward.py", "beta * (policy_B - reference_B)", "policy_B - reference_B", "tests/train/test_scaling.py"),
+    Mutant("objective", f"{_O}reward.py", "beta * (policy_B - reference_B)", "policy_B - reference_B", LOSSES),
     # delta
     Mutant("delta", f"{_O}shift.py", "self.decay * self.value + (1 - self.decay)", "(1 - self.decay) * self.value + self.decay", SHIFT),
     Mutant("delta", f"{_O}shift.py", "/ self.num_updates", "/ (self.num_updates + 1)", SHIFT),
