@@ -82,6 +82,16 @@ test-slow: $(READY) ## run the long tests
 	$(PY) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,slow]'
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
 
+test-faults: $(READY) ## kill, damage and fill up, and print a table (an hour): [ARGS="--kills 40 --damages 1 ..."]
+	OMP_NUM_THREADS=1 $(PY) -m tests.faults $(ARGS)
+
+test-mutants: $(READY) ## plant faults in a copy of the sources and list those that no test sees: [ARGS="--only sampler"]
+	OMP_NUM_THREADS=1 $(PY) -m tests.mutants $(ARGS)
+
+fuzz: $(READY) ## fuzz the readers of untrusted files with atheris: [TIME=900 seconds for each of four]
+	$(PY) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,fuzz]'
+	for target in recipe records answers safetensors; do $(PY) -m tests.fuzz $$target --seconds $(or $(TIME),900) || exit 1; done
+
 # Megatron-Core 0.17 and later declare Python 3.12 but run on 3.11: the wheel is unpacked beside the virtual environment.
 NEXT := build/mcore-next
 $(NEXT)/.ready: $(READY)
@@ -155,6 +165,9 @@ plan: $(READY) ## estimate memory and time of a run: RECIPE= GPUS= [GPU=h800] [A
 report: $(READY) ## write report.html of a run: RUN=dir [AGAINST="other runs"]
 	$(PY) -m tools.report $(RUN) $(if $(AGAINST),--against $(AGAINST))
 
+reproduce: $(READY) ## train a finished run again and compare metrics and weights: RUN=dir
+	$(PY) -m tools.reproduce $(RUN)
+
 eval: $(READY) ## evaluate a model on questions: MODEL=dir [BASE=dir] [QUESTIONS=file] [ARGS="--max-new-tokens 4096 ..."]
 	$(PY) -m tools.eval --model $(MODEL) $(if $(BASE),--base $(BASE)) --questions $(or $(QUESTIONS),recipes/assets/qwen3_tiny/heldout.jsonl) $(ARGS)
 
@@ -173,4 +186,4 @@ tiny: $(READY) ## make the embedded model and its pairs again: [OUT=dir] (about 
 clean: ## remove the virtual environment and caches; runs/ is kept
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .cache
 
-.PHONY: docs recipe-help elicit rectify pairs data-demo help setup train slurm docker shell train-docker test test-slow test-gpu test-node test-nullcuda sbom test-mcore-next check doctor import-hf export-hf verify-hf plan dryrun report eval study bench bench-gpu tiny clean
+.PHONY: docs recipe-help elicit rectify pairs data-demo help setup train slurm docker shell train-docker test test-slow test-faults test-mutants fuzz reproduce test-gpu test-node test-nullcuda sbom test-mcore-next check doctor import-hf export-hf verify-hf plan dryrun report eval study bench bench-gpu tiny clean

@@ -8,6 +8,7 @@ continue after any stop; a later run may use another oracle, --with-answer, or m
 import argparse
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def main() -> None:
         elif not args.export_human:
             asyncio.run(_rectify(args, rectification, grader))
     except (Interrupted, RunFailed, EndpointError):
-        print_summary(rectification.write_outputs(_upstream(args.errors)))
+        print_summary(rectification.write_outputs(_upstream(args.errors, args.output)))
         raise
     finally:
         grader.close()
@@ -135,7 +136,7 @@ def main() -> None:
         open_errors = [{**errors[identifier], "id": identifier} for identifier in rectification.open_errors()]
         print(f"{args.export_human}: {export_errors(args.export_human, open_errors, args.with_answer)} errors to edit")
         return
-    print_summary(rectification.write_outputs(_upstream(args.errors)))
+    print_summary(rectification.write_outputs(_upstream(args.errors, args.output)))
 
 
 async def _rectify(args: argparse.Namespace, rectification: Rectification, grader: Grader) -> None:
@@ -163,14 +164,19 @@ def _prices(args: argparse.Namespace) -> Prices:
     return Prices(args.price_prompt or 0.0, args.price_completion or 0.0)
 
 
-def _upstream(errors: Path) -> dict[str, Any] | None:
-    """The elicitation's summary, when it lies beside the errors file: the report's funnel begins there."""
+def _upstream(errors: Path, output: Path) -> dict[str, Any] | None:
+    """The elicitation's summary, when it lies beside the errors file: the report's funnel begins there.
+
+    `folder` is the elicitation's folder, relative to `output`.
+    """
     path = errors.with_name("summary.json")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return summary if isinstance(summary, dict) and summary.get("stage") == "elicit" else None
+    if not isinstance(summary, dict) or summary.get("stage") != "elicit":
+        return None
+    return {**summary, "folder": os.path.relpath(errors.parent.resolve(), output.resolve())}
 
 
 if __name__ == "__main__":

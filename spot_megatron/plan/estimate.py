@@ -15,7 +15,7 @@ from spot_megatron.parallel.split import Split, check_split
 from spot_megatron.plan import time
 from spot_megatron.plan.hardware import GPUS_PER_NODE, THIS_PROJECT, Gpu, Software
 from spot_megatron.plan.inputs import PlanInput
-from spot_megatron.plan.memory import RankMemory, checkpoint_bytes, rank_memory
+from spot_megatron.plan.memory import RankMemory, checkpoint_bytes, host_bytes_of_save, rank_memory
 from spot_megatron.plan.models import planned_model
 from spot_megatron.plan.time import StepTime
 from spot_megatron.plan.workload import Assumptions, Load, Workload, assumed_pairs, pairs_of_files, plan_steps
@@ -88,6 +88,13 @@ class Estimate:
         """On disk: the checkpoints that are kept, one being written, and the export."""
         kept = (self.recipe.checkpoint.keep + 1) * self._one_checkpoint
         return kept + 2 * self.inputs.model.num_parameters * self.recipe.export.hf
+
+    @property
+    def host_bytes_of_save(self) -> float:
+        """Of a node, besides what its processes hold anyway, while a checkpoint is saved."""
+        split = self.inputs.split
+        ranks_of_node = min(split.num_gpus, split.gpus_per_node)
+        return ranks_of_node * host_bytes_of_save(self.inputs, self.memory.weights)
 
     @property
     def _one_checkpoint(self) -> int:

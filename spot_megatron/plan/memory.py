@@ -25,6 +25,10 @@ from spot_megatron.plan.hardware import GIB, WORKSPACE_GIB
 from spot_megatron.plan.inputs import PlanInput
 from spot_megatron.recipe import Memory, Precision
 
+SHARED_FROM_BYTES = 1 << 30  # as in weights/checkpoint.py
+WRITER_BYTES = 0.25e9  # a writer process
+BLOCKS_BYTES = 0.2e9  # optimizer state on its way to disk, in blocks of 64 MB
+
 
 @dataclass(frozen=True)
 class RankMemory:
@@ -107,6 +111,19 @@ def checkpoint_bytes(num_parameters: int, precision: Precision) -> int:
     """Of one checkpoint on disk, for any parallel sizes: the weights, and in fp32 the optimizer's weights
     (even where they are the model's own) and two moments."""
     return num_parameters * ((4 if precision.dtype == "fp32" else 2) + 3 * 4)
+
+
+def host_bytes_of_save(inputs: PlanInput, weights: float) -> float:
+    """Host memory that a rank takes besides its own while a checkpoint is saved, upper bound.
+
+    Its weights, copied for the writer process (from SHARED_FROM_BYTES on each replica writes a share), that process,
+    and blocks of optimizer state. Measured: benchmarks/results/checkpoint_memory_*.json.
+
+    Args:
+        weights: bytes of the rank's weights.
+    """
+    copied = weights / inputs.split.dense_shards if weights >= SHARED_FROM_BYTES else weights
+    return copied + WRITER_BYTES + BLOCKS_BYTES
 
 
 def parameters_of_rank(model: HFModelConfig, split: Split, stage: int) -> tuple[float, float]:

@@ -134,6 +134,7 @@ def _time(estimate: Estimate) -> list[str]:
         f"sequences a pair; MFU {estimate.mfu:.0%}",
         f"  {estimate.gpu_hours:.1f} GPU-hours, about {estimate.kilowatt_hours:.1f} kWh; "
         f"{estimate.checkpoint_bytes / 1e9:.0f} GB on disk",
+        f"  saving a checkpoint takes at most {estimate.host_bytes_of_save / 1e9:.1f} GB more host memory on a node",
     ]
 
 
@@ -199,6 +200,7 @@ def as_dict(estimate: Estimate, fits: Sequence[Option], best: Sequence[Option]) 
         "gpu_hours": estimate.gpu_hours,
         "kilowatt_hours": estimate.kilowatt_hours,
         "disk_bytes": estimate.checkpoint_bytes,
+        "host_bytes_of_save": estimate.host_bytes_of_save,
         "changes_that_fit": [_option_dict(option) for option in fits],
         "best_layouts": [_option_dict(option) for option in best],
         "warnings": estimate.warnings,

@@ -19,6 +19,7 @@ from spot_megatron.recipe.schema import Parallel, Recipe
 
 RECIPE_FOLDER = Path(__file__).resolve().parents[2] / "recipes"  # the repository's; an installed package has none
 VALUES = ("pairs",)  # mappings that are one value: another recipe's or --set's replaces them
+LONGEST_NAME = 1000  # characters of a path in `extends`
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -88,16 +89,21 @@ def _read_with_parents(path: Path, children: tuple[Path, ...]) -> dict[str, Any]
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, a date such as 2026-13-01
         raise RecipeError(f"{path} is not YAML: {error}") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: a recipe must be a mapping of keys to values")
     parent = raw.pop("extends", None)
     if parent is None:
         return raw
-    beside = path.parent / f"{parent}.yaml"
-    base = _read_with_parents(beside if beside.is_file() else find_recipe(parent), (*children, path.resolve()))
-    return _merge(base, raw)
+    if not isinstance(parent, str) or not parent.isprintable() or len(parent) > LONGEST_NAME:
+        raise RecipeError(f"{path}: extends must be the name of a recipe or the path of a YAML file")
+    try:
+        beside = path.parent / f"{parent}.yaml"
+        base = beside if beside.is_file() else find_recipe(parent)
+    except (RecipeError, OSError) as error:
+        raise RecipeError(f"{path}: extends: {error}") from None
+    return _merge(_read_with_parents(base, (*children, path.resolve())), raw)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -138,7 +144,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override!r}: write key=value, as in --set optim.lr=1e-6")
     try:
         value = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"--set {override!r}: the value is not YAML: {error}") from None
     *sections, leaf = key.split(".")
     target = raw

@@ -13,6 +13,11 @@ from spot_megatron.objective.values import VALUE_AT_REFERENCE
 from spot_megatron.report.numbers import number
 from spot_megatron.report.run import Run, Score
 
+# Named warnings of train/watch.py, explained.
+WARNINGS = {
+    "loss_spike": ": the loss was far above that of the steps before; if it recurs, lower optim.lr",
+    "chosen_falls": ": the chosen reward fell while the margin grew, so both responses became less likely",
+}
 LAST = 10  # steps that a "mean of the last" is taken over
 FIRST_LOSS_TOLERANCE = 0.01  # relative; the run's own gate is finer, this catches a file of another run
 
@@ -97,6 +102,10 @@ def checks(run: Run) -> list[Check]:
     found += _first_loss(run)
     found += _not_finite(run)
     found += _clipping(run)
+    found += [
+        Check("warn", f"{plain(name)} in {_steps(len(steps))} (first: step {steps[0]})" + WARNINGS.get(name, ""))
+        for name, steps in run.warnings.items()
+    ]
     chosen = run.metrics["reward_chosen"][-LAST:]
     if chosen and _mean(chosen) < 0:
         text = f"mean chosen reward of the last {_steps(len(chosen))} is {number(_mean(chosen))}: "

@@ -50,6 +50,7 @@ class Run:
     folder: Path
     steps: list[int]  # increasing
     metrics: dict[str, list[float]]  # one value a step, for every name of METRICS
+    warnings: dict[str, list[int]]  # the steps of every named warning of train/watch.py
     recipe_text: str
     settings: dict[str, Any]  # the recipe's values by dotted key
     environment: dict[str, Any]  # by dotted key
@@ -111,6 +112,7 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         steps=steps,
         metrics={key: [_number(by_step[step].get(key)) for step in steps] for key in METRICS},
+        warnings=_read_warnings(by_step),
         recipe_text=recipe_text,
         settings=_flatten(_parse_recipe(recipe_text, problems)),
         environment=_flatten(_read_json(folder / "environment.json", problems)),
@@ -123,6 +125,15 @@ def read_run(folder: Path) -> Run:
         skills=skills,
         problems=problems,
     )
+
+
+def _read_warnings(by_step: dict[int, dict[str, Any]]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for step in sorted(by_step):
+        names = by_step[step].get("warnings")
+        for name in names if isinstance(names, list) else []:
+            found.setdefault(str(name), []).append(step)
+    return found
 
 
 def _read_text(path: Path, problems: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -11,10 +12,11 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from spot_megatron.errors import EXIT_STOPPED, UserError, print_error
+from spot_megatron.errors import EXIT_STOPPED, CheckpointError, UserError, print_error
 from spot_megatron.quiet import hide_known_warnings
 
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 END_WITH_PARENT = "SPOT_MEGATRON_END_WITH_PARENT"  # process id of the launcher, set by tools/training_process.py
 
 
@@ -45,7 +47,15 @@ def _train(name: str, overrides: list[str]) -> int:
     end_with_parent()
     record_collectives(Path(recipe.output))
     with parallel_groups(recipe.parallel, pick_device(recipe.device), recipe.seed) as topology:
-        return run(recipe, topology)
+        try:
+            return run(recipe, topology)
+        except OSError as error:
+            if error.errno not in DISK_IS_FULL:
+                raise
+            raise CheckpointError(
+                f"{recipe.output}: {error.strerror} ({error.filename or 'while writing a file'}); make room and run "
+                "the same command again: it continues from the newest checkpoint"
+            ) from error
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:

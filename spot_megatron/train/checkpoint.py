@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from torch.distributed.checkpoint.api import CheckpointException
 
 from spot_megatron.errors import CheckpointError
 from spot_megatron.files import write_json
@@ -32,7 +34,7 @@ from spot_megatron.objective.shift import RewardShift
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.optim import Policy
 from spot_megatron.train.optimizer_state import load_optimizer, save_optimizer
-from spot_megatron.weights.checkpoint import check_checksums, load_model, save_checksums, save_model
+from spot_megatron.weights.checkpoint import check_checksums, load_model, one_line, save_checksums, save_model
 
 # Sections and keys whose change would make the rest of a run another run.
 _FIXED = ("seed", "model", "objective", "train", "optim", "precision")
@@ -87,6 +89,15 @@ def find_intact(folder: Path) -> Found:
             "set the run aside and start anew"
         )
     return Found()
+
+
+def _not_written(folder: Path, error: BaseException) -> CheckpointError:
+    """PyTorch's writers of a full disk raise errors that do not say so: the free space goes into the message."""
+    free = shutil.disk_usage(folder.parent).free / 1e6
+    return CheckpointError(
+        f"{folder} cannot be written ({one_line(error)}; {free:.0f} MB are free on its disk). Earlier checkpoints are "
+        "intact: make room, or choose another disk, and run the same command again"
+    )
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -146,6 +157,9 @@ class Checkpoints:
 
         The checkpoint is written beside its place and renamed when every rank has finished, so a killed run never
         leaves one that is half there.
+
+        Raises:
+            CheckpointError: a file cannot be written, because the disk is full for example.
         """
         final = self.folder / f"step_{step:08d}"
         partial = self.folder / f".partial_{final.name}"
@@ -154,13 +168,11 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / "optimizer").mkdir(parents=True)
         dist.barrier()
-        save_model(policy.bare, partial / "model")
-        save_optimizer(policy, partial / "optimizer")
-        if main:
-            save_side_files(self.hf_folder, partial)
-            content = {"step": step, "shift": shift.state_dict(), "started": self.started.isoformat()}
-            write_json(partial / "state.json", content | {"recipe": self.identity})
-        save_checksums(partial)
+        content = {"step": step, "shift": shift.state_dict(), "started": self.started.isoformat()}
+        try:
+            self._write(partial, policy, content | {"recipe": self.identity})
+        except (OSError, RuntimeError, CheckpointException, CheckpointingException) as error:
+            raise _not_written(partial, error) from error
         if main:
             if final.exists():
                 shutil.rmtree(final)
@@ -169,6 +181,14 @@ class Checkpoints:
                 shutil.rmtree(old)
         dist.barrier()
         return final
+
+    def _write(self, folder: Path, policy: Policy, state: Mapping[str, Any]) -> None:
+        save_model(policy.bare, folder / "model")
+        save_optimizer(policy, folder / "optimizer")
+        if dist.get_rank() == 0:
+            save_side_files(self.hf_folder, folder)
+            write_json(folder / "state.json", state)
+        save_checksums(folder)
 
     def resume(self, policy: Policy, shift: RewardShift) -> int:
         """Restores weights, optimizer and reward shift from the checkpoint found. Returns the number of updates done.

@@ -53,10 +53,14 @@ def load_model(chunks: Sequence[PairGPT], folder: Path) -> None:
         raise CheckpointError(f"{folder} holds another model: {content} instead of {_content(chunks)}")
     try:
         loaded = dist_checkpointing.load(model_state(chunks), str(folder), strict="raise_all")
-    except CheckpointException as error:  # one reason per rank, all the same
-        reason = next(iter(error.failures.values()))[0]
-        raise CheckpointError(f"{folder} is damaged or holds another model: {one_line(reason)}") from error
-    except (CheckpointingException, pickle.UnpicklingError, OSError, EOFError, ValueError) as error:
+    except (
+        CheckpointException,
+        CheckpointingException,
+        pickle.UnpicklingError,
+        OSError,
+        EOFError,
+        ValueError,
+    ) as error:
         raise CheckpointError(f"{folder} is damaged or holds another model: {one_line(error)}") from error
     for key, chunk in zip(_keys(chunks), chunks, strict=True):
         missing, unexpected = chunk.load_state_dict(loaded[key], strict=False)
@@ -134,11 +138,13 @@ def _read_content(folder: Path) -> dict[str, int] | None:
         newer = "" if (folder / "common.pt").exists() else ", or was written by a newer Megatron-Core"
         raise CheckpointError(f"{folder} is damaged{newer}: {one_line(error)}") from error
     except CheckpointException as error:
-        reason = next(iter(error.failures.values()))[0]
-        raise CheckpointError(f"{folder} is damaged: {one_line(reason)}") from error
+        raise CheckpointError(f"{folder} is damaged: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
+    """Kind and text of an error; of one that wraps the ranks' own errors, which are often the same, the first."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
     return f"{type(error).__name__} {' '.join(str(error).split())}"[:300]
 
 

@@ -42,3 +42,8 @@ def tokenizer(tmp_path: Path) -> PreTrainedTokenizerBase:
     )
     fast.save_pretrained(tmp_path / "model")
     return PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "pairs.jsonl"

@@ -1,11 +1,14 @@
 """Pairs for the tests of this folder."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
 
-from spot_megatron.data.records import TokenPair
+from spot_megatron.data.records import Pair, TokenPair
+from spot_megatron.data.template import TokenizedPairs, tokenize_pairs
 
 
 def token_pair(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int], id: str = "p") -> TokenPair:
@@ -30,3 +33,13 @@ def long_pairs(num_pairs: int, rng: np.random.Generator) -> list[TokenPair]:
         sides = np.concatenate([shared, chosen]), np.concatenate([shared, rejected])
         pairs.append(TokenPair(str(number), prompt, *sides, source=f"pairs.jsonl:{number + 1}"))
     return pairs
+
+
+def pair(**changes: Any) -> Pair:
+    fields: dict[str, Any] = {"id": "a", "prompt": "2+2?", "chosen": "It is 4.", "rejected": "It is 5."}
+    return Pair(**(fields | {"source": "pairs.jsonl:1"} | changes))
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase | None, *records: Any, **changes: Any) -> TokenizedPairs:
+    options: dict[str, Any] = {"max_tokens": 1000, "enable_thinking": False}
+    return tokenize_pairs(records, tokenizer, **(options | changes))

@@ -30,7 +30,7 @@ def run_suite(folder: Path, parts: Sequence[str], kills: int, damages: int, rng:
         base = Base(folder / "base", url)
         for part in parts:
             if part in SHARES:
-                count = max(1, round(kills * SHARES[part] / sum(SHARES.values()))) if kills else 0
+                count = round(kills * SHARES[part] / sum(SHARES[name] for name in parts if name in SHARES))
                 if count:
                     kill_part(part, count, base, folder / part, rng, table)
         if "damage" in parts and damages:

@@ -50,7 +50,9 @@ def full_disk(folder: Path, recipe: Path, expected: dict, count: int, rng: rando
                 remount(disk, "size=256m")
             again, later = program.run(folder / "later.txt")
             same = again == 0 and not programs.differing(program.results(program.folder), expected)
-            is_named = code == 0 or any(word in output for word in ("No space left", "File too large"))
+            words = ("are free on its disk", "No space left on device", "File too large")
+            is_named = code == 0 or (code == 2 and str(program.folder) in output and any(w in output for w in words))
+            is_named = is_named and "Traceback" not in output
             verdict = "lost" if again else "silent" if not same else "recovered" if is_named else "unnamed"
             table.add("train", "disk full", verdict, f"{kilobytes} kB: {output[-1500:]}\n{later[-1500:]}")
     print("disk full: done", flush=True)

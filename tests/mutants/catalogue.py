@@ -46,7 +46,7 @@ MUTANTS = [
     Mutant("objective", f"{_O}losses.py", "-policy_chosen / num_chosen", "-policy_chosen", LOSSES),
     Mutant("objective", f"{_O}reward.py", "torch.exp(logp_S.detach())", "torch.exp(logp_S)", LOSSES),
     Mutant("objective", f"{_O}reward.py", "SHARED] + sums_B3[:, REJECTED]", "REJECTED]", LOSSES),
-    Mutant("objective", f"{_O}reward.py", "beta * (policy_B - reference_B)", "policy_B - reference_B", "tests/train/test_scaling.py"),
+    Mutant("objective", f"{_O}reward.py", "beta * (policy_B - reference_B)", "policy_B - reference_B", LOSSES),
     # delta
     Mutant("delta", f"{_O}shift.py", "self.decay * self.value + (1 - self.decay)", "(1 - self.decay) * self.value + self.decay", SHIFT),
     Mutant("delta", f"{_O}shift.py", "/ self.num_updates", "/ (self.num_updates + 1)", SHIFT),
@@ -64,7 +64,7 @@ MUTANTS = [
     Mutant("reduction", f"{_M}logprob.py", "torch.logsumexp(gathered_G2S[:, 0], dim=0)", "gathered_G2S[0, 0]", "split tp2"),
     # scaling
     Mutant("scaling", f"{_T}step.py", "loss = losses.sum() if", "loss = losses.mean() if", "tests/train/test_scaling.py"),
-    Mutant("scaling", f"{_T}optim.py", ".double().square().sum()", ".double().sum()", "tests/train/test_scaling.py split one_rank"),
+    Mutant("scaling", f"{_T}optim.py", ".double().square().sum()", ".double().sum()", "split dp2"),
     Mutant("scaling", f"{_T}optim.py", 'self.weight_decay * group["wd_mult"]', "self.weight_decay", "tests/train/test_optim.py"),
     Mutant("scaling", f"{_T}optim.py", "return optim.lr * (step + 1) / warmup", "return optim.lr * step / warmup", "tests/train/test_optim.py"),
     # masks and attention

@@ -11,7 +11,7 @@ import pytest
 
 from tests.processes import free_port
 from tests.support import make_recipe, random_pairs, write_token_pairs
-from tests.train.test_parity import BASE, COMPARED, SPLITS, TOLERANCE, load_all, metrics
+from tests.train.test_parity import BASE, COMPARED, SPLITS, TOLERANCE, load_all, metrics, reference_of
 from tests.weights.models import make_folder
 
 NAMES = os.environ.get("MUTANT_SPLITS", "one_rank").split()
@@ -78,8 +78,12 @@ def test_the_shift_follows_the_rewards(one_rank):
 def test_the_split_changes_nothing(folder, one_rank, name):
     run = run_split(folder, name)
     for row, want in zip(metrics(run), metrics(one_rank), strict=True):
+        assert (row["pairs"], row["tokens"]) == (want["pairs"], want["tokens"])
         for key in [key for key in COMPARED if (key, row["step"]) != ("reward_accuracy", 1)]:
             assert row[key] == pytest.approx(want[key], abs=TOLERANCE, rel=TOLERANCE), json.dumps([row, want])
+    reference = reference_of(one_rank)
+    for pair, sums in reference_of(run).items():
+        assert sums == pytest.approx(reference[pair], abs=1e-4), pair
     weights = load_all(run / "hf")
     for tensor, expected in load_all(one_rank / "hf").items():
         assert (weights[tensor] - expected).abs().max() <= TOLERANCE, tensor

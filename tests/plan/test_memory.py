@@ -21,6 +21,7 @@ from spot_megatron.plan.models import PUBLISHED, planned_model
 from spot_megatron.recipe import Memory, Parallel, Precision
 from spot_megatron.train.microbatch import microbatch
 from spot_megatron.train.optim import make_trainable
+from spot_megatron.weights.checkpoint import SHARED_FROM_BYTES
 from tests.support import SHAPE, make_recipe, one_process, random_model, random_pairs
 
 SMALL = SHAPE
@@ -50,6 +51,17 @@ def test_constants_are_the_codes(monkeypatch):
     head = logprob.head_memory(torch.device("cuda"))
     assert head == gpu_head_memory(H800.memory_bytes)
     assert (head.tile_elements, head.kept_bytes) == (H800.memory_bytes // 4096, H800.memory_bytes // 64)
+
+
+def test_host_memory_of_a_save_is_a_share_of_large_weights():
+    def plan(num_gpus):
+        return PlanInput(QWEN3_8B, Split(Parallel(), num_gpus), Precision(), Memory(), H800)
+
+    assert memory.SHARED_FROM_BYTES == SHARED_FROM_BYTES
+    small, large = memory.SHARED_FROM_BYTES - 1, 16e9
+    fixed = memory.WRITER_BYTES + memory.BLOCKS_BYTES
+    assert memory.host_bytes_of_save(plan(8), small) == small + fixed
+    assert memory.host_bytes_of_save(plan(8), large) == large / 8 + fixed
 
 
 def test_software_is_this_project(tmp_path):

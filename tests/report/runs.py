@@ -127,7 +127,8 @@ def lines(chart: Chart, dimension: str) -> list[float]:
 def drawn(chart: Chart, name: str = "curve") -> list[list[tuple[float, float]]]:
     """The points of every curve ("curve", "mean"), or of the marks ("lone", "gap"), as they are drawn."""
     assert chart.figure is not None
-    sources = [glyph.data_source.data for glyph in chart.figure.select(GlyphRenderer) if glyph.name == name]
+    glyphs = [glyph for glyph in chart.figure.renderers if isinstance(glyph, GlyphRenderer)]  # in the order of drawing
+    sources = [glyph.data_source.data for glyph in glyphs if glyph.name == name]
     return [list(zip(data["x"], data["y"], strict=True)) for data in sources]
 
 

@@ -14,6 +14,14 @@ from spot_megatron.report.run import Score, read_run
 from tests.report.runs import RECIPE, Page, make_run, result, warnings_of
 
 
+def test_named_warnings_are_shown_with_their_first_step(tmp_path):
+    run = make_run(tmp_path / "run", s4={"warnings": ["loss_spike"]}, s6={"warnings": ["loss_spike", "chosen_falls"]})
+    shown = warnings_of(Page(run))
+    assert "loss_spike in 2 steps (first: step 4): the loss was far above" in shown
+    assert "chosen_falls in 1 step (first: step 6): " in shown
+    assert "loss_spike" not in warnings_of(Page(make_run(tmp_path / "calm")))
+
+
 @pytest.mark.parametrize(
     ("epochs", "batch_pairs", "max_steps"), [(3, 4, None), (2, 11, None), (1, 64, None), (5, 3, 7), (2, 4, 100)]
 )

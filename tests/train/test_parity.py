@@ -149,6 +149,21 @@ def test_metrics_do_not_depend_on_the_split(runs, label):
             assert row[key] == pytest.approx(want[key], abs=TOLERANCE, rel=TOLERANCE), (label, row["step"], key)
 
 
+def reference_of(run: Path) -> dict[str, tuple[float, float]]:
+    rows = [json.loads(line) for line in (run / "reference.jsonl").read_text().splitlines()]
+    return {row["id"]: (row["logp_chosen"], row["logp_rejected"]) for row in rows}
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_reference_does_not_depend_on_the_split(runs, label):
+    """The file, which rank 0 writes: the last stage has the sums."""
+    expected = reference_of(runs[base_of(label)])
+    found = reference_of(runs[label])
+    assert found.keys() == expected.keys()
+    for pair, sums in expected.items():
+        assert found[pair] == pytest.approx(sums, abs=1e-4), pair
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_weights_do_not_depend_on_the_split(runs, label):
     expected = load_all(runs[base_of(label)] / "hf")

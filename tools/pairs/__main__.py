@@ -51,6 +51,8 @@ def main() -> None:
 
         report = ReportData(args.gamma)
         report.add_rejected(args.rectified.with_name("rejected.jsonl"))
+        elicit = (_upstream(args.rectified) or {}).get("upstream") or {}
+        report.add_undecided(args.rectified.parent / elicit.get("folder", ".") / "undecided.jsonl")
     with AtomicWriter(args.output) as kept, AtomicWriter(dropped_path) as dropped:
         for decision in pair_filter.run(read_rows(args.rectified), args.rectified):
             if isinstance(decision, Keep):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from spot_megatron.files import Row
+from tools.pairs.boxes import outside_boxes
 from tools.pairs.conversation import shown_problem
 from tools.pairs.grade import CORRECT, NO_ANSWER, TIMEOUT, UNDECIDED, Grader, extract
 from tools.pairs.leaks import find_leak
@@ -50,31 +51,20 @@ def parse_edit(reply: str, finish_reason: str) -> Edit:
     return Edit(edited, "") if edited.strip() else Edit(None, "missing_markers")
 
 
-def outside_boxes(text: str) -> str:
-    """The text with every balanced box, and the sentence that only announces it, left out; white space as one space."""
-    kept, position = [], 0
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
-        if match.start() < position:
-            continue
-        end, depth = match.end(), 1
-        while depth and end < len(text):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-        kept.append(text[position : match.start()])
-        position = end
-    kept.append(text[position:])
-    return " ".join(_CLOSING.sub(" ", "".join(kept)).split()).rstrip(" $.")
+def _reasoning(text: str) -> str:
+    """The text without boxes and the sentence that only announces one; white space as one space."""
+    return " ".join(_CLOSING.sub(" ", outside_boxes(text)).split()).rstrip(" $.")
 
 
 def is_answer_only(edited: str, original: str) -> bool:
     """Whether only the boxed answer was changed, and not the reasoning that led to it."""
-    return outside_boxes(edited) == outside_boxes(original)
+    return _reasoning(edited) == _reasoning(original)
 
 
 def contradiction(text: str) -> str | None:
     """The last number that the text states as a result, where its box holds another number; else None."""
     boxes, _ = extract(text)
-    stated = _STATED.findall(outside_boxes(text))
+    stated = _STATED.findall(_reasoning(text))
     if len(boxes) != 1 or not stated or not re.fullmatch(_NUMBER, boxed := boxes[0].strip(" $")):
         return None
     return stated[-1] if _value(stated[-1]) != _value(boxed) else None

@@ -108,17 +108,17 @@ class Elicitation:
                         streak.failed(number, str(error), error.permanent)
                     return
                 streak.succeeded()
-                verdict = unusable_reply(completion, self.sampling.thinking)
-                if verdict is None:
-                    unusable.note_usable()  # before grading, during which unusable replies overtake this one
+                unfit = unusable_reply(completion, self.sampling.thinking)
+                if unfit is None:
+                    unusable.note_usable()  # before its grading, which may wait for a worker
                 arguments = (completion.text, question.answer, completion.finish_reason)
-                verdict = verdict or grader.grade_at_once(*arguments)
+                verdict = unfit or grader.grade_at_once(*arguments)
                 if verdict is None:
                     verdict = await asyncio.get_running_loop().run_in_executor(threads, grader.grade, *arguments)
                 self._record(record | _answer_fields(completion, verdict))
                 bar.update()
-                if verdict.reason in UNUSABLE:
-                    unusable.note(verdict.reason)
+                if unfit:
+                    unusable.note(unfit.reason)
                 if self.num_graded % 100 == 0:
                     shown = {"accuracy": f"{self.num_correct / self.num_graded:.1%}", **token_rate(bar, client.tokens)}
                     bar.set_postfix({**shown, **client.faults}, refresh=False)

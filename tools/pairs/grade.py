@@ -27,7 +27,7 @@ GRADER_VERSION = (
 )
 LONGEST_ANSWER = 2_000  # characters; a longer answer is right only when it is the same text
 LONGEST_PHRASE = 12  # words of a known answer
-TIME_LIMIT = 5.0  # seconds of CPU for one comparison; four times that on the clock
+TIME_LIMIT = 5.0  # seconds of CPU for one comparison; math_worker.CLOCK_LIMIT times that on the clock
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def _check_settings(path: Path, settings: dict[str, Any], journal: Path, depends
     elif changed:
         differences = "; ".join(f"{key}: {before.get(key)!r} then, {settings.get(key)!r} now" for key in changed)
         raise PairError(
-            f"{journal.parent}: was begun with other settings ({differences}). "
+            f"{journal.parent}: was begun with other settings, says {path.name} ({differences}). "
             "Repeat those settings to continue it, or give a new --output folder."
         )
 

@@ -57,7 +57,7 @@ class QuestionSet:
 
 
 def read_questions(path: Path, english_only: bool = False) -> QuestionSet:
-    """Read JSONL or (by the suffix .parquet) Parquet.
+    """Read JSONL, packed or not, or Parquet.
 
     Understood rows: {question | prompt | problem, answer | ground_truth | final_answer | solution}, in any case,
     optional `id`; GSM8K, whose answer follows "####"; solutions that end in a box (MATH); lists of answers
@@ -105,29 +105,7 @@ def _asked(row: Row, where: str) -> Any:
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    if path.suffix == ".parquet":
-        yield from _read_parquet(path)
-    else:
-        yield from ((f"{path}:{number}", row) for number, row in read_rows(path))
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise PairError(
-            f"{path}: reading Parquet needs the package pyarrow. Run `pip install pyarrow`, or give JSONL."
-        ) from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=4096):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
-    except (OSError, pyarrow.ArrowException) as error:
-        raise PairError(f"{path}: cannot be read as Parquet ({error}).") from None
+    return ((f"{path}:{number}", row) for number, row in read_rows(path))
 
 
 def parse_question(row: Row, where: str) -> Question:

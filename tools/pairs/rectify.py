@@ -48,7 +48,7 @@ class Rectification(Attempts):
                         self.stopped = "budget_spent"
                         return  # what is under way is paid for, and is finished
                     number, known = streak.begin(), self.known_refusal(progress)
-                    record = await self._attempt(identifier, body, payment, client, grader, threads)
+                    record = await self._attempt(identifier, body, payment, client, grader, threads, streak)
                     if record is None:
                         return
                     if record["outcome"] == "failed":
@@ -56,7 +56,6 @@ class Rectification(Attempts):
                         if not self.stopped and not (refused and record["reason"] == known):
                             streak.failed(number, f"{record['reason']}: {record['detail']}", refused)
                         break
-                    streak.succeeded()
                 bar.update()
                 shown = {
                     "verified": self.num_verified,
@@ -100,11 +99,13 @@ class Rectification(Attempts):
         client: ChatClient | BatchClient,
         grader: Grader,
         threads: ThreadPoolExecutor,
+        streak: FailureStreak,
     ) -> Row | None:
         """Ask the oracle once, judge its edit, and put both on file; returns the record, None if nothing was sent."""
         record = self.attempt_record(identifier, self.oracle.model)
         try:
             completion = await client.complete(body, payment)
+            streak.succeeded()  # before its grading, which may wait for a worker
             payment.settle(self._cost(completion))
             record |= await self._judge(self.errors[identifier], completion, grader, threads)
         except CallFailed as failure:

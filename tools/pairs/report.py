@@ -23,6 +23,7 @@ from tools.pairs.measures import Measures
 
 NUM_SAMPLES = 12
 NUM_REJECTED = 6
+NUM_UNDECIDED = 12
 CONTEXT_WORDS = 30  # kept on each side of an edit; longer unchanged stretches are folded
 STRAY_WORDS = 4  # fewer equal words after a rewrite of at least as many are a coincidence
 NUM_BINS = 20
@@ -39,6 +40,8 @@ class ReportData:
     samples: list[Row] = field(default_factory=list)
     pass_rates: Counter[float] = field(default_factory=Counter)  # of kept pairs whose elicitation had several samples
     rejected: list[Row] = field(default_factory=list)  # errors without an accepted edit, drawn evenly
+    undecided: list[Row] = field(default_factory=list)  # the first of the answers that the grader could not judge
+    num_undecided: int = 0
     _rng: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
@@ -69,6 +72,14 @@ class ReportData:
             elif (place := self._rng.randrange(index + 1)) < NUM_REJECTED:
                 self.rejected[place] = row
 
+    def add_undecided(self, path: Path) -> None:
+        """Count undecided.jsonl of the elicitation and keep its first rows, if it exists."""
+        if path.is_file():
+            for _, row in read_rows(path):
+                self.num_undecided += 1
+                if self.num_undecided <= NUM_UNDECIDED:
+                    self.undecided.append(row)
+
 
 def write_report(path: Path, data: ReportData, summary: dict[str, Any]) -> None:
     """Render the page. `summary` is the filter's, with the earlier stages' nested under "upstream"."""
@@ -84,6 +95,8 @@ def write_report(path: Path, data: ReportData, summary: dict[str, Any]) -> None:
         distributions=charts,
         pass_rates=sorted(data.pass_rates.items()),
         rejected=[{**row, "problem": shown_problem(row)} for row in data.rejected],
+        undecided=[{**row, "problem": shown_problem(row)} for row in data.undecided],
+        num_undecided=data.num_undecided,
         costs=costs(elicit, rectify, len(kept)),
         samples=[{"row": row, "prompt": prompt_text(row), "sides": row_diff(row)} for row in data.samples],
     )
@@ -108,7 +121,12 @@ def funnel(
         stage(
             "wrong answers",
             elicit["errors"],
-            {"correct": elicit["correct"], "pending": elicit["pending"], **elicit["excluded"]},
+            {
+                "correct": elicit["correct"],
+                "undecided": elicit.get("undecided", 0),
+                "pending": elicit["pending"],
+                **elicit["excluded"],
+            },
         )
     elif rectify:
         stage("wrong answers", rectify["errors"])

@@ -35,7 +35,7 @@ class UnusableStreak:
         self._num_usable += 1
 
     def note(self, reason: str) -> None:
-        """Count an unusable reply by its reason. Raises RunFailed at the limit."""
+        """Count an unusable reply. Raises RunFailed at the limit."""
         self._reasons[reason] += 1
         if not self._num_usable and self._reasons.total() == self._limit:
             self._fail()

@@ -143,6 +143,11 @@ def test_edits_are_judged(edited, outcome, reason):
         ("The sum is 66", r"The sum is 66. Therefore, the final answer is: $\boxed{65}$.", True),
         ("The sum is 66", r"The sum is 65. Therefore, the final answer is: $\boxed{65}$.", False),
         (r"1 \boxed{2", r"1 \boxed{3", True),
+        (r"1 \boxed{2 \boxed{2", r"1 \boxed{3 \boxed{3", True),
+        (r"1 \boxed{\{2\}, \text{\}}2}", r"1 \boxed{\{2\}, \text{\}}3}", True),
+        (r"1 \boxed 2", r"1 \boxed 3", True),
+        (r"1 \framebox{2}", r"1 \framebox{3}", True),
+        (r"1 \boxed{2", r"2 \boxed{2", False),
     ],
 )
 def test_an_edit_of_the_box_alone_is_none_of_the_reasoning(original, edited, answer_only):

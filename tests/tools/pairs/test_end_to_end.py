@@ -163,6 +163,7 @@ def test_the_tiny_models_whole_path(tmp_path):
     summary = json.loads((tmp_path / "pairs.summary.json").read_text())
     elicited = summary["upstream"]["upstream"]
     assert elicited["samples_with_token_ids"] == 60
+    assert (tmp_path / "r" / elicited["folder"]).samefile(tmp_path / "e")
     assert 5 < elicited["errors"] < 55
     assert summary["upstream"]["rectified"] == elicited["errors"]
     pairs = read_pairs([tmp_path / "pairs.jsonl"])

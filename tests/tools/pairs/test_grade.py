@@ -1,6 +1,7 @@
 """The grader: verdicts, bounds on hostile answers, and its use from threads and as a program. About 20 s."""
 
 import re
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -110,6 +111,18 @@ def test_a_killed_worker_is_replaced():
     grader._workers.put(worker)
     assert grader.grade(r"\boxed{2z+z}", "3z").verdict == "correct"
     grader.close()
+
+
+def test_a_worker_is_timed_by_its_own_cpu_time_and_not_by_the_clock():
+    grader = Grader(time_limit=0.5)
+    worker = grader._workers.get()
+    assert worker.compare("2x", "x+x")[0] == "correct"
+    process = worker._process
+    for seconds, number in ((0.2, signal.SIGSTOP), (3.0, signal.SIGCONT)):
+        threading.Timer(seconds, process.send_signal, [number]).start()
+    assert worker.compare("9^{9^{9^9}}", "8") == ("timeout", "time_limit")
+    assert process.returncode == -signal.SIGPROF
+    worker.close()
 
 
 def test_search_is_linear_in_hostile_text():

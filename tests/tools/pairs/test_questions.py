@@ -1,6 +1,6 @@
 """Question files in their published shapes. About 2 s."""
 
-import json
+import gzip
 
 import pyarrow
 import pytest
@@ -43,6 +43,9 @@ def test_dapo_parquet_is_deduplicated_unwrapped_and_english(tmp_path):
     jsonl = tmp_path / "dapo.jsonl"
     write_rows(jsonl, rows)
     assert read_questions(jsonl, english_only=True) == found
+    packed = tmp_path / "dapo.jsonl.gz"
+    packed.write_bytes(gzip.compress(jsonl.read_bytes()))
+    assert read_questions(packed, english_only=True) == found
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_an_id_for_two_questions_and_an_empty_file_are_refused(tmp_path):
     path.write_text("\n")
     with pytest.raises(PairError, match="holds no question"):
         read_questions(path)
-    (tmp_path / "bad.parquet").write_text(json.dumps({}))
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1" + bytes(20))
     with pytest.raises(PairError, match="Parquet"):
         read_questions(tmp_path / "bad.parquet")
 

@@ -15,8 +15,9 @@ ELICIT = {"stage": "elicit", "question_rows": 120, "questions": 100, "questions_
 ELICIT |= {
     "samples_per_question": 1,
     "samples": 100,
-    "correct": 55,
+    "correct": 41,
     "errors": 40,
+    "undecided": 14,
     "pending": 0,
     "excluded": {"cut_off": 5},
 }
@@ -53,7 +54,11 @@ def make_page(folder, table, upstream=True) -> str:
     write_rows(folder / "rectified.jsonl", table)
     write_rows(folder / "rejected.jsonl", [an_error("lost", reason="change_ratio", rejected_attempts=[])])
     if upstream:
-        (folder / "summary.json").write_text(json.dumps({**RECTIFY, "upstream": ELICIT}))
+        (folder / "summary.json").write_text(json.dumps({**RECTIFY, "upstream": {**ELICIT, "folder": "elicit"}}))
+        undecided = [
+            an_error(f"u{number:02}", extracted=f"<b>{number}</b>", reason="not_proved") for number in range(14)
+        ]
+        write_rows(folder / "elicit" / "undecided.jsonl", undecided)
     options = ("--tokenizer", ASSETS, "--output", folder / "pairs.jsonl", "--report", folder / "report.html")
     run("pairs", "--rectified", folder / "rectified.jsonl", *options)
     return (folder / "report.html").read_text()
@@ -78,10 +83,15 @@ def test_the_page_shows_the_whole_way_and_needs_no_network(tmp_path):
         "the-oracle",
         "0.25 1",
         "1.25",
+        "undecided 14",
+        "14 undecided answers",
+        "the first 12 are shown",
+        "u11 4*2, 7*9 8,63 <b>11</b> not proved",
     ):
         assert shown in text, shown
     assert hostile in " ".join(page.text)
     assert "lost · change ratio" in text
+    assert "u12" not in text
     assert page.tags.count("main") == 1
     assert source.count("<th>") == 0
     assert page.tags.count("script") == 3  # BokehJS, its log level, and what draws the charts
@@ -94,7 +104,9 @@ def test_the_page_shows_the_whole_way_and_needs_no_network(tmp_path):
 
 
 def test_a_file_from_elsewhere_and_an_empty_one_have_a_page_too(tmp_path):
-    assert "1 pairs" in make_page(tmp_path, [an_error("q0", corrected=RIGHT)], upstream=False)
+    page = make_page(tmp_path, [an_error("q0", corrected=RIGHT)], upstream=False)
+    assert "1 pairs" in page
+    assert "undecided answers" not in page
     assert "0 pairs" in make_page(tmp_path, [an_error("q0", corrected="none")], upstream=False)
 
 
