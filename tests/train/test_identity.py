@@ -73,7 +73,7 @@ def test_other_weights_in_the_same_folder(folder, capsys):
     save_file(tensors, path, metadata={"format": "pt"})
     code, text = resume(folder, capsys)
     assert code == 2
-    assert "weight files or the config.json of model.hf have changed" in text
+    assert "weights of model.hf or its config.json have changed" in text
 
 
 def test_a_checkpoint_without_digests_is_continued_loudly(folder, capsys):
