@@ -82,7 +82,7 @@ def check_reference(ids: Sequence[str], sums: np.ndarray) -> None:
     Raises:
         TrainingError: names the pairs.
     """
-    bad = [ids[pair] for pair in np.flatnonzero(~np.isfinite(sums).all(axis=1)).tolist()]
+    bad = [ids[int(pair)] for pair in np.flatnonzero(~np.isfinite(sums).all(axis=1))]
     if bad:
         raise TrainingError(
             f"reference pass: the log-probabilities of {len(bad)} of {len(ids)} pairs are not finite, although the "

@@ -58,6 +58,12 @@ def test_agreement(
     assert find_end_tokens(tokenizer, rendered) == EndTokens(turn_end, frozenset(accepted))
 
 
+def test_the_longest_token_behind_the_answer_counts(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.add_tokens(["<|im"])
+    tokenizer.eos_token = "<|im_end|>"
+    assert find_end_tokens(tokenizer, f"{ANSWER}<|im_end|>\n").turn_end == END
+
+
 @pytest.mark.parametrize(
     ("eos", "listed", "rendered", "words"),
     [
