@@ -23,10 +23,12 @@ def kill_often(
     table: Table,
     kind: str,
     starts_at: Callable[[Program], bool] = lambda program: True,
+    share: float = 1.0,
 ) -> None:
     """Kills `make(output)` `count` times, in chains, and compares each chain's end with an undisturbed run.
 
-    `starts_at` is asked from the start on; the moment of a kill is drawn from the time after it is true.
+    `starts_at` is asked from the start on; the moment of a kill is drawn from the time after it is true, or from its
+    first `share`: a program that continues its work has less left at every start.
     """
     undisturbed = make(folder / "undisturbed" / "out")
     undisturbed.folder.parent.mkdir(parents=True)
@@ -49,7 +51,7 @@ def kill_often(
         for _ in range(length):
             process = program.start(log)
             _until(process, lambda: starts_at(program))  # noqa: B023
-            time.sleep(rng.random() * seconds)
+            time.sleep(rng.random() * seconds * share)
             if process.poll() is None:
                 killed += 1
             process.kill()
