@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from spot_megatron.errors import EXIT_USER_ERROR
 from tests.faults import programs
 from tests.faults.programs import Program
 from tests.faults.table import Table
@@ -23,10 +24,12 @@ def kill_often(
     table: Table,
     kind: str,
     starts_at: Callable[[Program], bool] = lambda program: True,
+    share: float = 1.0,
 ) -> None:
     """Kills `make(output)` `count` times, in chains, and compares each chain's end with an undisturbed run.
 
-    `starts_at` is asked from the start on; the moment of a kill is drawn from the time after it is true.
+    `starts_at` is asked from the start on; the moment of a kill is drawn from the time after it is true, or from its
+    first `share`: a program that continues its work has less left at every start.
     """
     undisturbed = make(folder / "undisturbed" / "out")
     undisturbed.folder.parent.mkdir(parents=True)
@@ -45,24 +48,30 @@ def kill_often(
         program = make(folder / f"chain_{chain}" / "out")
         program.folder.parent.mkdir(parents=True)
         log = program.folder.parent / "log.txt"
-        killed = 0
+        killed, finished = 0, False
         for _ in range(length):
             process = program.start(log)
             _until(process, lambda: starts_at(program))  # noqa: B023
-            time.sleep(rng.random() * seconds)
-            if process.poll() is None:
-                killed += 1
+            time.sleep(rng.random() * seconds * share)
+            finished = process.poll() is not None
+            killed += not finished
             process.kill()
             reason = programs.sound(program)
             if reason is not None:
                 table.add(kind, "kill -9", "silent", f"{log}: {reason}")
-        code, output = program.run(log)
+            if finished:
+                break
+        if not finished or process.code:  # conversions refuse to write over a finished result
+            process = program.start(log)
+            process.wait()
+        code, output = process.code, process.output()
+        if code == EXIT_USER_ERROR and "exists already" in output:  # killed after its last file was in place
+            code = 0
         found = program.results(program.folder) if code == 0 else {}
         names = programs.differing(found, expected) if code == 0 else []
         verdict = "lost" if code else "silent" if names else "recovered"
         table.add(kind, "kill -9", verdict, f"{log}: exit code {code}, differing {names}\n{output[-2000:]}", killed)
-        if length > killed:  # it had finished before: not a fault
-            count += length - killed
+        count += length - killed  # those that came too late
         if verdict == "recovered":
             shutil.rmtree(program.folder.parent)
         print(f"{kind}: {table.count(kind)} kills", flush=True)

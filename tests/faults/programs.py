@@ -52,10 +52,9 @@ class Process:
     code: int | None = None
 
     def poll(self) -> int | None:
-        if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.code = os.waitstatus_to_exitcode(status)
+        """The exit code, or None while it runs. What the program has left running is killed, before its id is free."""
+        if self.code is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self._end()
         return self.code
 
     def wait(self, seconds: float = SECONDS) -> int:
@@ -66,20 +65,19 @@ class Process:
                 self.kill()
                 raise TimeoutError(f"{self.log} after {seconds:.0f} s:\n{self.output()}")
             time.sleep(0.01)
-        self._end_session()
         assert self.code is not None
         return self.code
 
     def kill(self) -> None:
-        """SIGKILL to the whole session, then waits for the program."""
-        self._end_session()
+        """SIGKILL to the program and all that it started."""
         if self.code is None:
-            _, status = os.waitpid(self.pid, 0)
-            self.code = os.waitstatus_to_exitcode(status)
+            self._end()
 
-    def _end_session(self) -> None:
+    def _end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
+        self.code = os.waitstatus_to_exitcode(status)
 
     def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""

@@ -102,7 +102,9 @@ def kill_part(part: str, count: int, base: Base, folder: Path, rng: random.Rando
             return json.loads(beat.read_text())["doing"] == "reference pass"
         return False
 
-    options = {"starts_at": in_reference_pass} if part == "reference" else {}
+    options: dict[str, Any] = {"starts_at": in_reference_pass} if part == "reference" else {}
+    if part in ("elicit", "rectify"):
+        options["share"] = 0.4
     name = "reference pass" if part == "reference" else part
     kill_often(makers[part], count, folder, rng, table, name, **options)
 
