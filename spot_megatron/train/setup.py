@@ -15,6 +15,7 @@ from spot_megatron.data.sampler import BatchSampler, Bins
 from spot_megatron.data.template import TokenizedPairs, check_vocabulary, load_tokenizer, tokenize_pairs
 from spot_megatron.errors import PairError, RecipeError
 from spot_megatron.files import write_json
+from spot_megatron.hf.checksums import CHECKSUMS
 from spot_megatron.hf.config import HFModelConfig, read_hf_config
 from spot_megatron.hf.folder import HFFolder
 from spot_megatron.hf.hub import resolve_model
@@ -87,6 +88,8 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
                 topology,
                 f"WARNING: {found.newest} was written by an earlier version without a {name}, so it is not compared",
             )
+        if not (found.newest / CHECKSUMS).is_file():
+            say(topology, f"WARNING: {found.newest} has no {CHECKSUMS}, so damage to its files may go unnoticed")
     folder = prepare_folder(recipe, topology, started)
     if topology.is_main:
         write_json(folder / "dropped.json", tokenized.dropped)

@@ -90,6 +90,13 @@ def test_a_checkpoint_without_digests_is_continued_loudly(folder, capsys):
     assert "without a digest of the initial weights" in text
 
 
+def test_a_checkpoint_without_checksums_is_continued_loudly(folder, capsys):
+    (folder / "run" / "checkpoints" / "step_00000002" / "SHA256SUMS").unlink()
+    code, text = resume(folder, capsys)
+    assert code == 0
+    assert "has no SHA256SUMS, so damage to its files may go unnoticed" in text
+
+
 def test_prompts_keep_the_first_date(folder, capsys, monkeypatch):
     """Whichever of the files the date is read from, templates get the same."""
     dates = []
