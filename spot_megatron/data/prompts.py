@@ -93,9 +93,10 @@ def read_tools(row: Fields) -> list[Message] | None:
 
 
 def read_messages(row: Fields, key: str, messages: list[Any]) -> list[Message]:
-    """Checked messages of a prompt, unchanged; the model answers the last one."""
+    """Checked messages of a prompt; the model answers the last one. A content of one text part becomes its text."""
     if not messages:
         raise row.error(f'"{key}" is empty; fill it in or remove the line')
+    messages = [_with_plain_content(message) for message in messages]
     for number, message in enumerate(messages):
         _check_message(row, f'message {number} of "{key}"', message)
     last = messages[-1]
@@ -134,6 +135,14 @@ def prompt_of_conversation(row: Fields, context: list[Any]) -> str | list[Messag
     return whole_prompt(row, prompt)
 
 
+def _with_plain_content(message: Any) -> Any:
+    content = message.get("content") if isinstance(message, dict) else None
+    part = content[0] if isinstance(content, list) and len(content) == 1 else None
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return {**message, "content": part["text"]}
+    return message
+
+
 def _check_message(row: Fields, place: str, message: Any) -> None:
     if not isinstance(message, dict) or "role" not in message:
         raise row.error(f'{place} must be an object with "role" and "content"')
@@ -144,7 +153,9 @@ def _check_message(row: Fields, place: str, message: Any) -> None:
     if content is None and not may_be_null:
         raise row.error(f'{place} must be an object with "role" and "content"')
     if not isinstance(content, str | None):
-        raise row.error(f"{place}: content must be a string; images and lists of parts are not supported")
+        raise row.error(
+            f"{place}: content must be a string, or a list of one text part; images and several parts are not supported"
+        )
 
 
 def _history(row: Fields) -> list[Message]:

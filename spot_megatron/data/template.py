@@ -8,7 +8,9 @@ others. Nothing is truncated: a pair that cannot be trained on is dropped under 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +32,9 @@ BATCH = 256  # texts tokenised in one call, which keeps all their offsets in mem
 # Templates run in jinja's sandbox (transformers' own), where any of these may be raised on messages that a template was
 # not written for, or by a template that does what the sandbox forbids.
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
-CLOCK_CALL = re.compile(r"""\bstrftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
+
+CLOCK_CALL = re.compile(r"""\bstrftime_now\s*\(\s*(?P<quote>['"])(?P<format>[^'"\\]*)(?P=quote)\s*\)""")
+CLOCK_TEST = re.compile(r"\bstrftime_now\s+is\s+(not\s+)?(un)?defined\b")
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "token"
         ) from ValueError(reason)
     return tokenizer
-
-
-def template_reads_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a chat template of the tokenizer renders the current date or time."""
-    template = tokenizer.chat_template
-    texts = template.values() if isinstance(template, dict) else [template or ""]
-    return any("strftime_now" in text for text in texts)
 
 
 def tokenize_pairs(
@@ -184,7 +181,7 @@ def _render_prompt(
         )
     try:
         text: Any = tokenizer.apply_chat_template(
-            messages,
+            [_with_parsed_arguments(message) for message in messages],
             tools=list(pair.tools) if pair.tools else None,
             chat_template=template,
             add_generation_prompt=True,
@@ -200,16 +197,29 @@ def _render_prompt(
     return text
 
 
+def _with_parsed_arguments(message: Message) -> Message:
+    """The message with every tool call's arguments as an object: servers parse the JSON text of the API as well."""
+    calls = []
+    given = message.get("tool_calls")
+    for call in given if isinstance(given, list) else []:
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            with contextlib.suppress(ValueError):  # text that is not JSON is rendered as it stands
+                call = {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
+        calls.append(call)
+    return {**message, "tool_calls": calls} if calls else message
+
+
 def _template_at(tokenizer: PreTrainedTokenizerBase, tools: list[Message] | None, now: datetime.datetime) -> str:
     """The chat template, in which every strftime_now("format") is the literal text of that format at `now`."""
     template = CLOCK_CALL.sub(
         lambda call: call["quote"] + now.strftime(call["format"]) + call["quote"],
         tokenizer.get_chat_template(tools=tools),
     )
-    if "strftime_now(" in template.replace(" ", ""):
+    if "strftime_now" in CLOCK_TEST.sub("", template):
         raise PairError(
             f"{tokenizer.name_or_path}: the chat template reads the clock in a computed format, so its prompts cannot "
-            "be kept the same over a run; write the format as a literal, as in strftime_now('%d %b %Y')"
+            "be kept the same over a run; write each call with a literal format, as in strftime_now('%d %b %Y')"
         )
     return template
 

@@ -45,7 +45,7 @@ PAIRS, WEIGHTS = "digest of the pairs", "digest of the initial weights"
 _DIGESTS = {
     PAIRS: "the token ids of data.pairs have changed since this run began (another pair file, tokenizer or chat "
     "template): restore them",
-    WEIGHTS: "the weights of model.hf have changed since this run began: restore them",
+    WEIGHTS: "the weights of model.hf or its config.json have changed since this run began: restore them",
 }
 
 

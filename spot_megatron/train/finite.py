@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from spot_megatron.data.pack import Pack
-from spot_megatron.errors import TrainingError
+from spot_megatron.errors import TrainingError, WeightError
 from spot_megatron.model.gpt import PairGPT
 from spot_megatron.train.step import StepSums
 from spot_megatron.weights.placement import layer_offset
@@ -57,20 +59,50 @@ def check_weights(chunks: Sequence[PairGPT], step: int) -> None:
     Raises:
         TrainingError: names the first parameter and the ranks that hold it.
     """
+    if (where := _bad_weights(chunks)) is not None:
+        raise TrainingError(
+            f"step {step}: the weights are not finite; {where}. Nothing was saved or exported. Lower optim.lr and run "
+            "again: the run continues from its newest checkpoint, or set checkpoint.resume=never to start anew"
+        )
+
+
+def check_initial_weights(chunks: Sequence[PairGPT], folder: Path) -> None:
+    """Looks for NaN and infinity in the weights that were read from the model `folder`. Collective.
+
+    Raises:
+        WeightError: names the first parameter and the ranks that hold it.
+    """
+    if (where := _bad_weights(chunks)) is not None:
+        raise WeightError(f"{folder}: the weights are not finite; {where}; copy the model again, or use another one")
+
+
+def check_reference(ids: Sequence[str], sums: np.ndarray) -> None:
+    """Looks for NaN and infinity in the reference's log-probability `sums`, [num pairs, 2].
+
+    Raises:
+        TrainingError: names the pairs.
+    """
+    bad = [ids[int(pair)] for pair in np.flatnonzero(~np.isfinite(sums).all(axis=1))]
+    if bad:
+        raise TrainingError(
+            f"reference pass: the log-probabilities of {len(bad)} of {len(ids)} pairs are not finite, although the "
+            f"weights are: {_listed(bad)}. Look at these pairs, or set precision.dtype=fp32 to see whether the number "
+            "format is the cause"
+        )
+
+
+def _bad_weights(chunks: Sequence[PairGPT]) -> str | None:
+    """The first parameter that is not finite and the ranks that hold it, in words; None if all are. Collective."""
     with torch.no_grad():
         norms = torch._foreach_norm([parameter for chunk in chunks for parameter in chunk.parameters()], math.inf)
         bad = (~torch.stack([norm.float() for norm in norms]).isfinite()).sum().double()
     dist.all_reduce(bad)
     if not bad.item():
-        return
+        return None
     found = _gather(_first_bad(chunks, "data"))
     first = min(name for name in found if name)
     ranks = [rank for rank, name in enumerate(found) if name]
-    raise TrainingError(
-        f"step {step}: the weights are not finite; first parameter {first[1]}, rank {_listed(ranks)}. Nothing was "
-        "saved or exported. Lower optim.lr and run again: the run continues from its newest checkpoint, or set "
-        "checkpoint.resume=never to start anew"
-    )
+    return f"first parameter {first[1]}, rank {_listed(ranks)}"
 
 
 def _bad_pairs(report: dict[str, Any], pack: Pack) -> list[int]:

@@ -15,7 +15,7 @@ from spot_megatron.objective.shift import RewardShift
 from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 from spot_megatron.report import write_report
-from spot_megatron.train.finite import check_gradients, check_weights
+from spot_megatron.train.finite import check_gradients, check_initial_weights, check_weights
 from spot_megatron.train.gate import check_step_zero
 from spot_megatron.train.heartbeat import Heartbeat
 from spot_megatron.train.metrics import MetricsLog, metrics_row
@@ -46,6 +46,7 @@ def work(job: Setup) -> int:
     job.heartbeat.beat(0, "loading the weights")
     chunks = build_model(transformer_config(job.hf, recipe, topology.device.type), job.hf)
     load_hf(chunks, job.weights, job.hf)
+    check_initial_weights(chunks, job.weights.folder)
     job.heartbeat.beat(0, "reference pass")
     reference = reference_pass(job, chunks)
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
 import os
 import sys
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-from spot_megatron.errors import RecipeError
-from spot_megatron.files import read_rows, write_rows
+from spot_megatron.errors import PairError, RecipeError
+from spot_megatron.files import parse_line, write_rows
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.step import StepSums
-from spot_megatron.train.watch import Watch
+from spot_megatron.train.watch import KEYS, Watch
 
 
 def metrics_row(step: int, sums: StepSums, shift: float, lr: float, seconds: float) -> dict[str, Any]:
@@ -54,6 +54,23 @@ def check_loggers(recipe: Recipe) -> None:
             ) from None
 
 
+def earlier_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """The rows of steps 1 to `last_step`. Prints a warning if some are missing or damaged.
+
+    A crash or a full disk may leave half a line. No update depends on these rows, so the run continues without them.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(PairError):
+            row = parse_line(line, str(path))
+            numbers = [row.get("step"), *(row.get(key) for key in KEYS)]
+            if all(type(number) in (int, float) for number in numbers) and 1 <= row["step"] <= last_step:
+                rows[row["step"]] = row
+    if len(rows) < last_step:
+        print(f"WARNING: {path}: the rows of {last_step - len(rows)} of {last_step} steps are missing or damaged")
+    return [rows[step] for step in sorted(rows)]
+
+
 class MetricsLog:
     """Appends a row per step to every logger. A resumed run drops the rows after its checkpoint and writes them again.
 
@@ -65,7 +82,7 @@ class MetricsLog:
         if not is_main:
             return
         self.path = folder / "metrics.jsonl"
-        rows = [row for _, row in islice(read_rows(self.path), first_step)] if self.path.exists() else []
+        rows = earlier_rows(self.path, first_step)
         write_rows(self.path, rows)
         self._file = self.path.open("a", encoding="utf-8")
         self._watch = Watch(rows)

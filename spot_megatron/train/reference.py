@@ -29,6 +29,7 @@ from spot_megatron.parallel.device import to_device
 from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.batches import one_pass
+from spot_megatron.train.finite import check_reference
 from spot_megatron.train.gate import SIGMAS, noise
 from spot_megatron.train.microbatch import MicroBatch, side_sums
 from spot_megatron.train.run_folder import from_main, say
@@ -80,6 +81,7 @@ def reference_pass(job: Setup, chunks: Sequence[PairGPT]) -> np.ndarray:
 
     Raises:
         CheckpointError: the cache is damaged, or differs from the sample.
+        TrainingError: a log-probability is not finite.
     """
     topology, dataset = job.topology, job.dataset
     cache = job.folder.parent / "reference_cache" / f"{reference_key(job)}.jsonl"
@@ -87,6 +89,7 @@ def reference_pass(job: Setup, chunks: Sequence[PairGPT]) -> np.ndarray:
     if cached is None:
         start = time.perf_counter()
         reference = reference_sums(chunks, len(dataset), all_packs(job), topology)
+        check_reference([pair.id for pair in dataset.pairs], reference)
         if topology.is_main:
             write_reference(cache, dataset, reference)
         say(topology, f"reference pass: {time.perf_counter() - start:.1f} s")

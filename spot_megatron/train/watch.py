@@ -10,6 +10,7 @@ import numpy as np
 
 WINDOW = 20  # steps that the present one is compared with
 FEWEST = 8  # steps before which nothing is compared
+KEYS = ("loss", "reward_chosen", "reward_margin")  # of a row; all that is looked at
 SPIKE = 6.0  # standard deviations above the window's mean
 
 

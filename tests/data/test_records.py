@@ -238,3 +238,17 @@ def test_texts_beside_token_ids_are_refused(file: Path, key: str) -> None:
 def test_malformed_prompt_columns(file: Path, columns: dict[str, Any], words: str) -> None:
     with pytest.raises(PairError, match=f":1: {words}"):
         read_one(file, SPOT | columns)
+
+
+def test_one_text_part_is_its_text(tmp_path):
+    """Elicitation sends such prompts, and its pairs keep them."""
+    file = tmp_path / "pairs.jsonl"
+    part = {"type": "text", "text": "q"}
+    row = {"chosen": "a", "rejected": "b"}
+    file.write_text(json.dumps({**row, "prompt": [{"role": "user", "content": [part]}]}))
+    (pair,) = read_pairs([file])
+    assert pair.prompt == [{"role": "user", "content": "q"}]
+    for parts in ([part, part], [], [{"type": "image_url"}]):
+        file.write_text(json.dumps({**row, "prompt": [{"role": "user", "content": parts}]}))
+        with pytest.raises(PairError, match="several parts are not supported"):
+            list(read_pairs([file]))

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from spot_megatron.data.template import (
     TokenizedPairs,
     load_tokenizer,
-    template_reads_clock,
 )
 from spot_megatron.errors import PairError
 from tests.data.pairs import pair, token_pair, tokenize
@@ -180,13 +179,11 @@ def test_templates_run_in_a_sandbox(tokenizer: PreTrainedTokenizerBase, tmp_path
     assert not secret.exists()
 
 
-CLOCK = "{% if strftime_now is defined %}{{ strftime_now(\"%d %b %Y\") }} {{ strftime_now( '%H' ) }}{% endif %}"
+CLOCK = "{% if strftime_now is defined %}{{ strftime_now(\"%d %b %Y\") }} {{ strftime_now ( '%H' ) }}{% endif %}"
 
 
 def test_a_template_that_reads_the_clock_is_rendered_at_the_time_given(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert not template_reads_clock(tokenizer)
     tokenizer.chat_template = CLOCK + tokenizer.chat_template
-    assert template_reads_clock(tokenizer)
     turns = f"<|im_start|>user\n2+2?<|im_end|>\n{CLOSED}"
     for now, text in (
         (datetime.datetime(2024, 7, 26, 9), "26 Jul 2024 09"),
@@ -200,10 +197,36 @@ def test_a_template_that_reads_the_clock_is_rendered_at_the_time_given(tokenizer
     assert tokens.prompt_ids.tolist() in [encode(tokenizer, text + turns) for text in texts]
 
 
-def test_a_clock_that_cannot_be_kept_still_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer.chat_template = "{% set f = '%d' %}{{ strftime_now(f) }}" + tokenizer.chat_template
+@pytest.mark.parametrize(
+    "clock",
+    [
+        "{% set f = '%d' %}{{ strftime_now(f) }}",
+        "{% set now = strftime_now %}{{ now('%d') }}",
+        "{{ strftime_now('%d' ~ '%Y') }}",
+        "{{ '%d' | map(strftime_now) }}",
+    ],
+)
+def test_a_clock_that_cannot_be_kept_still_is_refused(tokenizer: PreTrainedTokenizerBase, clock: str) -> None:
+    tokenizer.chat_template = clock + tokenizer.chat_template
     with pytest.raises(PairError, match=r"model: the chat template reads the clock in a computed format"):
         tokenize(tokenizer, pair())
+
+
+@pytest.mark.parametrize(
+    ("given", "rendered"),
+    [('{"a":1}', '{"a": 1}'), ({"a": 1}, '{"a": 1}'), ("not JSON", '"not JSON"')],
+)
+def test_arguments_of_tool_calls_are_rendered_as_servers_do(
+    tokenizer: PreTrainedTokenizerBase, given: object, rendered: str
+) -> None:
+    """vLLM and SGLang parse the API's JSON text; a template's `tojson` would else put it in quotes."""
+    calls = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}"
+    tokenizer.chat_template = calls + "{% endfor %}"
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": given}}]}
+    prompt = [USER, called, {"role": "tool", "content": "17"}]
+    (tokens,) = tokenize(tokenizer, pair(prompt=prompt)).pairs
+    assert tokens.prompt_ids.tolist() == encode(tokenizer, rendered)
+    assert called["tool_calls"][0]["function"]["arguments"] == given
 
 
 TOOLS = [{"type": "function", "function": {"name": "count", "parameters": {"type": "object", "properties": {}}}}]

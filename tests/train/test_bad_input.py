@@ -153,6 +153,26 @@ def test_tensor_of_the_wrong_shape(folder, capsys):
     assert "48" in message
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(folder, capsys, value):
+    path = folder / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 3] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+    message = run(folder, capsys)
+    assert f"{folder}/model: the weights are not finite; first parameter decoder.layers.1.mlp.linear_fc2" in message
+
+
+def test_weights_that_overflow(folder, capsys):
+    path = folder / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.down_proj.weight"] += 1e38
+    save_file(tensors, path, metadata={"format": "pt"})
+    message = run(folder, capsys)
+    assert "reference pass: the log-probabilities of 8 of 8 pairs are not finite" in message
+    assert not (folder / "reference_cache").exists()
+
+
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])
 def test_a_missing_logger_is_found_before_the_data_is_read(folder, capsys, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spot_megatron.files import write_json
+from spot_megatron.files import file_sha256, write_json
 from spot_megatron.train import setup
 from spot_megatron.train.__main__ import main
 from tests.support import make_recipe, random_pairs, save_random_hf, write_token_pairs
@@ -35,6 +36,13 @@ def resume(folder: Path, capsys: pytest.CaptureFixture) -> tuple[int, str]:
     code = main([str(folder / "recipe.yaml")])
     printed = capsys.readouterr()
     return code, printed.out + printed.err
+
+
+def write_state(file: Path, state: dict) -> None:
+    """Replaces a checkpoint's state.json, as if it had been saved so."""
+    write_json(file, state)
+    sums = file.with_name("SHA256SUMS")
+    sums.write_text(re.sub(r"\w+(?=  state\.json)", file_sha256(file), sums.read_text()))
 
 
 def test_nothing_has_changed(folder, capsys):
@@ -65,7 +73,7 @@ def test_other_weights_in_the_same_folder(folder, capsys):
     save_file(tensors, path, metadata={"format": "pt"})
     code, text = resume(folder, capsys)
     assert code == 2
-    assert "weights of model.hf have changed" in text
+    assert "weights of model.hf or its config.json have changed" in text
 
 
 def test_a_checkpoint_without_digests_is_continued_loudly(folder, capsys):
@@ -74,7 +82,7 @@ def test_a_checkpoint_without_digests_is_continued_loudly(folder, capsys):
     for name in [name for name in state["recipe"] if name.startswith("digest")]:
         del state["recipe"][name]
     del state["started"]
-    write_json(file, state)
+    write_state(file, state)
     code, text = resume(folder, capsys)
     assert code == 0
     assert text.count("WARNING") == 2
@@ -92,13 +100,32 @@ def test_prompts_keep_the_first_date(folder, capsys, monkeypatch):
     first = datetime(2020, 2, 29, 23, 59, 59)
     checkpoints = folder / "run" / "checkpoints"
     file = checkpoints / "step_00000002" / "state.json"
-    write_json(file, json.loads(file.read_text()) | {"started": first.isoformat()})
+    write_state(file, json.loads(file.read_text()) | {"started": first.isoformat()})
     assert resume(folder, capsys)[0] == 0
     assert json.loads((folder / "run" / "environment.json").read_text())["started"] == first.isoformat()
     for path in checkpoints.iterdir():
         path.rename(folder / f"aside_{path.name}")
     assert resume(folder, capsys)[0] == 0
     assert dates == [first, first]
+
+
+METRICS = [
+    (lambda data: data, [1, 2, 3, 4], None),
+    (lambda data: data[:-20], [1, 2, 3, 4], None),  # step 4, which is trained again, was cut off by a full disk
+    (lambda data: b"\xff" + data[1:], [2, 3, 4], "rows of 1 of 2 steps are missing or damaged"),
+    (lambda data: data.replace(b'"loss"', b'"lots"', 1), [2, 3, 4], "rows of 1 of 2 steps are missing or damaged"),
+    (lambda data: data[data.index(b"\n") + 1 :], [2, 3, 4], "rows of 1 of 2 steps are missing or damaged"),
+]
+
+
+@pytest.mark.parametrize(("damage", "steps", "warning"), METRICS)
+def test_damaged_metrics_do_not_stop_a_resume(folder, capsys, damage, steps, warning):
+    file = folder / "run" / "metrics.jsonl"
+    file.write_bytes(damage(file.read_bytes()))
+    code, text = resume(folder, capsys)
+    assert code == 0, text
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == steps
+    assert (warning in text) if warning else ("WARNING" not in text)
 
 
 def caches(folder: Path) -> list[Path]:

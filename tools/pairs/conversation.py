@@ -47,7 +47,8 @@ def prompt_columns(row: Row, source: str) -> tuple[list[Row], list[Row] | None]:
 def read_messages(asked: Any, source: str) -> list[Row]:
     """A conversation, unchanged. Raises PairError unless every turn has a role and a text, and the last is not a reply.
 
-    A text may be split into parts of type "text"; a turn with tool calls may have none.
+    A text may be one part of type "text"; a turn with tool calls may have none. Servers join several parts in different
+    ways, so the trained prompt would not be the served one.
     """
     if not isinstance(asked, list) or not asked:
         raise PairError(
@@ -62,6 +63,8 @@ def read_messages(asked: Any, source: str) -> list[Row]:
         if bad is not None or (content is None and not turn.get("tool_calls")):
             found = f"a part of type {bad.get('type')!r}" if isinstance(bad, dict) and "type" in bad else kind(content)
             raise PairError(f"{source}: the content of message {number} holds {found}; only text can be sent")
+        if len(texts) != 1:
+            raise PairError(f"{source}: the content of message {number} holds {len(texts)} parts; write it as one text")
     if asked[-1]["role"] not in ("user", "tool"):
         raise PairError(
             f"{source}: the last message is by {asked[-1]['role']!r}; its last is a user's turn or a tool's"

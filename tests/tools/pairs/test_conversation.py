@@ -64,6 +64,7 @@ def test_columns_become_turns_of_the_prompt(tmp_path):
         ({"prompt": TALK, "history": [["a", "b"]]}, "`history`"),
         ({"prompt": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url'"),
         ({"prompt": [{"role": "user", "content": None}]}, "message 0"),
+        ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "q"}] * 2}]}, "message 0 holds 2 parts"),
         ({"prompt": TALK[:3]}, "'assistant'"),
     ],
 )
