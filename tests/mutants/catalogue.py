@@ -109,7 +109,7 @@ MUTANTS = [
     Mutant("grading", "tools/pairs/grade.py", "math_text.UNKNOWN: (UNDECIDED, \"rounded\")", "math_text.UNKNOWN: (WRONG, \"another_number\")", TABLE),
     Mutant("grading", "tools/pairs/grade.py", "math_text.UNKNOWN: (UNDECIDED, \"not_proved\")", "math_text.UNKNOWN: (WRONG, \"another_answer\")", TABLE),
     Mutant("grading", "tools/pairs/math_compare.py", "return DIFFERENT if DIFFERENT in outcomes else UNKNOWN if UNKNOWN in outcomes else EQUAL", "return DIFFERENT if DIFFERENT in outcomes else EQUAL", TABLE),
-    Mutant("grading", "tools/pairs/boxes.py", 'reason = "unclosed_box" if reason == "no_box" else reason', "pass", GRADE),
+    Mutant("grading", "tools/pairs/boxes.py", '"unclosed_box" if unclosed else "no_box"', '"no_box"', GRADE),
     # files
     Mutant("files", "spot_megatron/files.py", "            if kind is None:\n", "            if True:\n", FILES),
     Mutant("files", "spot_megatron/files.py", "            self.partial.unlink(missing_ok=True)\n", "            pass\n", FILES),
@@ -117,7 +117,7 @@ MUTANTS = [
     Mutant("files", "tools/pairs/journal.py", "        os.ftruncate(file, end)\n", "        pass\n", FILES),
     Mutant("files", "tools/pairs/journal.py", "zlib.crc32(start)):\n", "int(end[-11:-3], 16)):\n", FILES),
     Mutant("files", "spot_megatron/hf/checksums.py", "if sums.get(name, found[name]) != found[name]:", "if False:", "tests/hf/test_checksums.py"),
-    Mutant("files", f"{_T}checkpoint.py", "        save_checksums(partial)\n", "", CHECKPOINT),
+    Mutant("files", f"{_T}checkpoint.py", "        save_checksums(folder)\n", "", CHECKPOINT),
     Mutant("files", f"{_T}checkpoint.py", "reversed(names[0])", "names[0]", CHECKPOINT),
     Mutant("files", f"{_T}reference.py", 'if last != dump_line({"sha256": hashlib.sha256(b"".join(lines)).hexdigest()}):', "if False:", CHECKPOINT),
 ]  # fmt: skip
