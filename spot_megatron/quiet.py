@@ -9,6 +9,8 @@ _KNOWN = (
     r"full scope is deprecated",  # a default of Megatron's own
     r"The \.grad attribute of a Tensor that is not a leaf",  # Megatron's optimizer looks for gradients it does not need
     r"`torch\.distributed\.(reduce_scatter|all_gather_into)_tensor` is deprecated",  # Megatron's collectives
+    r"`load_state_dict` is deprecated",  # of torch.distributed.checkpoint, in Megatron's loader
+    r"Please use DTensor instead",  # of PyTorch's own planner, about Megatron's tensors
 )
 
 

@@ -124,7 +124,7 @@ def _content(chunks: Sequence[PairGPT]) -> dict[str, int]:
 def _read_content(folder: Path) -> dict[str, int] | None:
     """Reads common.pt, or, with Megatron-Core 0.19, the place among the tensors that older versions do not read."""
     try:
-        return dist_checkpointing.load_content_metadata(folder)
+        return dist_checkpointing.load_content_metadata(str(folder))
     # AttributeError: Megatron-Core 0.16 raises it if common.pt is missing.
     except (
         CheckpointingException,
