@@ -91,6 +91,11 @@ def find_intact(folder: Path) -> Found:
     return Found()
 
 
+def _is_from_a_collective(error: BaseException) -> bool:
+    """Whether another rank failed: gloo raises plain RuntimeErrors, NCCL's are DistErrors. The disk is not the cause."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def _not_written(folder: Path, error: BaseException) -> CheckpointError:
     """PyTorch's writers of a full disk raise errors that do not say so: the free space goes into the message."""
     free = shutil.disk_usage(folder.parent).free / 1e6
@@ -172,6 +177,8 @@ class Checkpoints:
         try:
             self._write(partial, policy, content | {"recipe": self.identity})
         except (OSError, RuntimeError, CheckpointException, CheckpointingException) as error:
+            if _is_from_a_collective(error):
+                raise
             raise _not_written(partial, error) from error
         if main:
             if final.exists():

@@ -112,7 +112,9 @@ def test_a_stopped_rank_is_reported(folder):
     assert "rank 1 is stopped or gone" in told
     for rank in range(2):
         beat = json.loads((run / "heartbeat" / f"rank_{rank}").read_text())
-        assert f"rank {rank:<4} step {beat['step']:<6} {beat['doing']}, begun" in told
+        assert f"rank {rank:<4} step {beat['step']:<6} " in told
+    assert f" {beat['doing']}, begun" in told  # of the stopped rank; the other one has failed since
+    assert json.loads((run / "heartbeat" / "rank_0").read_text())["doing"].startswith("failed: ")
     assert "loop.py" in (run / "heartbeat" / "rank_0.stack").read_text()
     assert not (run / "heartbeat" / "rank_1.stack").exists()
     assert "timed out" in output.lower()
