@@ -92,7 +92,7 @@ def find_intact(folder: Path) -> Found:
 
 
 def _is_from_a_collective(error: BaseException) -> bool:
-    """Whether another rank failed: gloo raises plain RuntimeErrors, NCCL's are DistErrors. The disk is not the cause."""
+    """Whether another rank failed, and not the disk: gloo raises plain RuntimeErrors, NCCL DistErrors."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
