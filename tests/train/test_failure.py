@@ -16,7 +16,7 @@ from spot_megatron.train.heartbeat import Heartbeat
 rank = int(os.environ["RANK"])
 with Heartbeat({run!r}, rank, 2, 1) as heartbeat:
     heartbeat.beat(1, "training")
-    while not (heartbeat.folder / "rank_1").exists():
+    while not (heartbeat.folder / f"rank_{{1 - rank}}").exists():  # both have begun
         time.sleep(0.05)
     if rank == 1:
         {failure}

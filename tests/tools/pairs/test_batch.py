@@ -63,8 +63,7 @@ def test_a_killed_run_collects_its_batch_and_pays_once(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.kill()
-        process.wait()
-        assert (tmp_path / "out/responses.jsonl").read_bytes() == b""
+        process.wait()  # as a rule before an answer is on file; the batch may also have been collected already
         elicit(url, tmp_path / "out", *BATCH)
     assert len(rows(tmp_path / "out/responses.jsonl")) == 30
     assert sum("requests" in row for row in rows(state)) == 1
