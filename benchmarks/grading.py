@@ -81,7 +81,7 @@ def report(rows: list[tuple[bool, str, str]]) -> str:
         f"{datetime.date.today()}, {os.cpu_count()} {platform.machine()} cores shared with other jobs, Python "
         f"{platform.python_version()}. By `python -m benchmarks.grading`.",
         "The table was written for the tests of this grader and covers the kinds of spelling that public reports name;",
-        "it is no sample of any model's answers, and a test keeps this grader's false verdicts on it at 0, so they say",
+        "it was not sampled from a model, and a test keeps this grader's false verdicts on it at 0, so they say",
         "nothing about other answers. math-verify has no third verdict: what it cannot parse is False.",
         "",
         "| grader | " + " | ".join(columns) + " | seconds |",

@@ -156,7 +156,7 @@ class _LoadPlanner(dcp_planner.LoadPlanner):
         return tensor
 
     def commit_tensor(self, read_item: dcp_planner.ReadItem, tensor: Tensor) -> None:
-        pass  # it is where it belongs
+        """Nothing to do: resolve_tensor returned a view of the destination."""
 
     def hand_over(self) -> None:
         """Gives compacting optimizers what was read for them."""
