@@ -1,7 +1,7 @@
 """Each rank's progress as a file, a report when no rank progresses, and an end for all ranks when one fails.
 
-    heartbeat/rank_3         {"step", "doing", "time" in seconds since 1970, "host", "pid"}, as each part of a run
-                             begins; touched as long as the process runs
+    heartbeat/rank_3         {"step", "doing", "time" in seconds since 1970, "host", "pid", "start"}, as each part of a
+                             run begins; touched as long as the process runs; "start" tells starts of one run apart
     heartbeat/stuck.txt      which ranks are behind, and since when; also printed, by the rank that notices first
     heartbeat/rank_3.stack   rank 3's stack when it noticed
     heartbeat/nccl_rank_3    NCCL's last collectives (CUDA only), for `torchfrtrace --prefix nccl_rank_ heartbeat`
@@ -38,12 +38,16 @@ FINISHED, FAILED = "finished", "failed"
 
 
 class Heartbeat:
-    """This rank's file, and a thread that watches over it. The first beat makes the folder."""
+    """This rank's file, and a thread that watches over it. The first beat makes the folder.
 
-    def __init__(self, run: Path, rank: int, world: int, timeout_minutes: float) -> None:
+    `start` is the same on all ranks of a start, and another at each start in the same folder: files of earlier starts
+    do not count. Their times cannot say that, since the ranks of one start do not begin at the same moment.
+    """
+
+    def __init__(self, run: Path, rank: int, world: int, timeout_minutes: float, start: str) -> None:
         self.folder = run / "heartbeat"
-        self._rank, self._world, self._timeout = rank, world, 60 * timeout_minutes
-        self._begin = self._last = time.time()
+        self._rank, self._world, self._timeout, self._start = rank, world, 60 * timeout_minutes, start
+        self._last = time.time()
         self._step = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
@@ -54,7 +58,7 @@ class Heartbeat:
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".rank_{self._rank}"
         self._step = step
-        place = {"host": socket.gethostname(), "pid": os.getpid()}
+        place = {"host": socket.gethostname(), "pid": os.getpid(), "start": self._start}
         beat = {"step": step, "doing": doing, "time": self._last, **place}
         partial.write_text(json.dumps(beat), encoding="utf-8")
         partial.replace(self.folder / f"rank_{self._rank}")
@@ -83,7 +87,7 @@ class Heartbeat:
 
     def _end_with_failed_rank(self) -> None:
         """Ends this process, if another rank has failed and this one does not end by itself."""
-        failed = failed_rank(self.folder, self._world, self._begin)
+        failed = failed_rank(self.folder, self._world, self._start)
         if failed is None or self._ended.wait(GRACE):
             return
         self.beat(self._step, f"{FAILED}: ended because rank {failed} failed")
@@ -94,7 +98,7 @@ class Heartbeat:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"rank_{self._rank}.stack").open("w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-        text = report(self.folder, self._world, self._begin, self._timeout)
+        text = report(self.folder, self._world, self._start, self._timeout)
         try:
             with (self.folder / "stuck.txt").open("x", encoding="utf-8") as file:
                 file.write(text)
@@ -103,13 +107,13 @@ class Heartbeat:
         print(text, file=sys.stderr, flush=True)
 
 
-def failed_rank(folder: Path, world: int, begin: float) -> int | None:
+def failed_rank(folder: Path, world: int, start: str) -> int | None:
     """The first rank of this start that has failed, or whose process on this host has gone before it finished."""
     host = socket.gethostname()
     for rank in range(world):
         with contextlib.suppress(OSError, ValueError):
             beat = _read(folder / f"rank_{rank}")
-            if beat is None or beat["time"] < begin or beat["doing"] == FINISHED:
+            if beat is None or beat["start"] != start or beat["doing"] == FINISHED:
                 continue
             if beat["doing"].startswith(FAILED) or (beat["host"] == host and not _is_running(beat["pid"])):
                 return rank
@@ -123,13 +127,10 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def report(folder: Path, world: int, begin: float, timeout: float) -> str:
-    """The text of stuck.txt: the ranks that are behind, and every rank's last beat.
-
-    Beats before `begin` (seconds since 1970) are an earlier start's.
-    """
+def report(folder: Path, world: int, start: str, timeout: float) -> str:
+    """The text of stuck.txt: the ranks that are behind, and every rank's last beat in this start."""
     now, limit = time.time(), REPORT_AT * timeout
-    beats = {rank: beat for rank in range(world) if (beat := _read(folder / f"rank_{rank}")) and beat["time"] >= begin}
+    beats = {rank: beat for rank in range(world) if (beat := _read(folder / f"rank_{rank}")) and beat["start"] == start}
     absent = [rank for rank in range(world) if rank not in beats]
     silent = [rank for rank, beat in beats.items() if now - beat["alive"] > limit / 4]
     least = min((beat["step"] for beat in beats.values()), default=0)

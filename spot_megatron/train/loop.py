@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from spot_megatron.train.heartbeat import Heartbeat
 from spot_megatron.train.metrics import MetricsLog, metrics_row
 from spot_megatron.train.optim import Policy, learning_rate, make_trainable
 from spot_megatron.train.reference import reference_pass
-from spot_megatron.train.run_folder import locked, say
+from spot_megatron.train.run_folder import from_main, locked, say
 from spot_megatron.train.setup import Setup, set_up
 from spot_megatron.train.step import ObjectiveLoss, forward_backward, reduce_sums
 from spot_megatron.train.stop import StopSignal
@@ -36,8 +37,10 @@ def run(recipe: Recipe, topology: Topology) -> int:
         UserError: recipe, pairs, weights or checkpoint cannot be used; the message names the remedy.
     """
     output, timeout = Path(recipe.output), recipe.parallel.timeout_minutes
-    with locked(output, topology), Heartbeat(output, topology.rank, topology.world, timeout) as heartbeat:
-        return work(set_up(recipe, topology, heartbeat))
+    with locked(output, topology):
+        start = from_main(lambda: uuid4().hex, topology)
+        with Heartbeat(output, topology.rank, topology.world, timeout, start) as heartbeat:
+            return work(set_up(recipe, topology, heartbeat))
 
 
 def work(job: Setup) -> int:

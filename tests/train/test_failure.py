@@ -14,7 +14,7 @@ WAITING = """
 import os, sys, time
 from spot_megatron.train.heartbeat import Heartbeat
 rank = int(os.environ["RANK"])
-with Heartbeat({run!r}, rank, 2, 1) as heartbeat:
+with Heartbeat({run!r}, rank, 2, 1, "now") as heartbeat:
     heartbeat.beat(1, "training")
     while not (heartbeat.folder / f"rank_{{1 - rank}}").exists():  # both have begun
         time.sleep(0.05)
@@ -50,13 +50,22 @@ def test_all_ranks_end(tmp_path, failure):
 
 
 def test_a_finished_rank_has_not_failed(tmp_path):
-    with Heartbeat(tmp_path, 0, 2, 1) as heartbeat:
+    with Heartbeat(tmp_path, 0, 2, 1, "now") as heartbeat:
         heartbeat.beat(3, "training")
-        begin = time.time() - 60
-        assert failed_rank(heartbeat.folder, 2, begin) is None
-    assert failed_rank(heartbeat.folder, 2, begin) is None
+        assert failed_rank(heartbeat.folder, 2, "now") is None
+    assert failed_rank(heartbeat.folder, 2, "now") is None
     beat = json.loads((heartbeat.folder / "rank_0").read_text())
     assert (beat["doing"], beat["step"]) == ("finished", 3)
     (heartbeat.folder / "rank_0").write_text(json.dumps(beat | {"doing": "training", "pid": 2**22 + 1}))
-    assert failed_rank(heartbeat.folder, 2, begin) == 0
-    assert failed_rank(heartbeat.folder, 2, time.time() + 60) is None
+    assert failed_rank(heartbeat.folder, 2, "now") == 0
+    assert failed_rank(heartbeat.folder, 2, "another start") is None
+
+
+def test_a_rank_may_begin_long_before_another(tmp_path):
+    """Rank 1 has begun, and failed, before rank 0's process is there."""
+    with Heartbeat(tmp_path, 1, 2, 1, "now") as heartbeat:
+        heartbeat.beat(1, "training")
+    file = heartbeat.folder / "rank_1"
+    beat = json.loads(file.read_text())
+    file.write_text(json.dumps(beat | {"doing": "training", "pid": 2**22 + 1, "time": beat["time"] - 60}))
+    assert failed_rank(Heartbeat(tmp_path, 0, 2, 1, "now").folder, 2, "now") == 1
