@@ -81,6 +81,12 @@ class Objective(Section):
     beta: float = Field(
         0.1, gt=0, description="Scale of the implicit reward, beta * (policy - reference log-probability in nats)."
     )
+    sft_weight: float = Field(
+        0.0, ge=0, description="Adds this times the loss of `sft` (mean token NLL of the chosen side) to the objective."
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="Probability that chosen and rejected are swapped. Only for dpo and spot_bce."
+    )
     shift: Shift = Shift()
 
 

@@ -39,6 +39,7 @@ from spot_megatron.weights.checkpoint import check_checksums, load_model, one_li
 # Sections and keys whose change would make the rest of a run another run.
 _FIXED = ("seed", "model", "objective", "train", "optim", "precision")
 _FIXED_MEMORY = {"master_weights": "fp32"}  # with the value of checkpoints from before there was the key
+_FIXED_OBJECTIVE = {"sft_weight": 0.0, "label_smoothing": 0.0}  # the same
 _FIXED_DATA = ("pairs", "max_tokens", "enable_thinking", "order")
 
 PAIRS, WEIGHTS = "digest of the pairs", "digest of the initial weights"
@@ -133,6 +134,7 @@ def check_identity(checkpoint: Path, state: Mapping[str, Any], run: Mapping[str,
         CheckpointError: the checkpoint belongs to a run with another recipe, other pairs or other weights.
     """
     saved = {f"memory.{key}": value for key, value in _FIXED_MEMORY.items()} | state["recipe"]
+    saved["objective"] = _FIXED_OBJECTIVE | saved["objective"]
     missing = [key for key in _DIGESTS if key not in saved]
     differing = sorted(key for key in run.keys() | saved if key not in missing and run.get(key) != saved.get(key))
     if not differing:
