@@ -50,7 +50,7 @@ def _type(kind: Any) -> str:
     """The type in words: `int or null`, `list of str`, `one of a, b`."""
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    if isinstance(kind, UnionType):
+    if typing.get_origin(kind) in (UnionType, typing.Union):
         return " or ".join(_type(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is Annotated:
         base, field = typing.get_args(kind)

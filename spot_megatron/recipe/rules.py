@@ -20,7 +20,9 @@ def _rules(recipe: Recipe) -> dict[str, bool]:
     parallel, objective, optim, precision, memory = (
         recipe.parallel, recipe.objective, recipe.optim, recipe.precision, recipe.memory
     )  # fmt: skip
-    shift = objective.shift
+    shift, validation = objective.shift, recipe.validation
+    measures = validation.holds_out_pairs or validation.probe is not None
+    best_of_pairs = validation.keep_best not in (None, "probe")
     return {
         "parallel.sequence=true requires parallel.tensor of 2 or more": parallel.sequence and parallel.tensor == 1,
         "parallel.virtual_pipeline requires parallel.pipeline of 2 or more": (
@@ -57,6 +59,22 @@ def _rules(recipe: Recipe) -> dict[str, bool]:
         ),
         f"precision.fp8={precision.fp8} requires memory.master_weights=fp32 and memory.moments=fp32 (Megatron-Core)": (
             precision.fp8 != "none" and recipe.has_compact_states
+        ),
+        "validation.pairs and validation.fraction both hold out pairs; set only one of them": (
+            bool(validation.pairs) and validation.fraction > 0
+        ),
+        "validation.pairs names no file": validation.pairs in ("", []),
+        f"validation.keep_best={validation.keep_best} requires validation.pairs or validation.fraction": (
+            best_of_pairs and not validation.holds_out_pairs
+        ),
+        "validation.keep_best=probe requires validation.probe": (
+            validation.keep_best == "probe" and validation.probe is None
+        ),
+        "validation.patience requires validation.keep_best, which says which validation is better": (
+            validation.patience is not None and validation.keep_best is None
+        ),
+        "validation.every_steps requires validation.pairs, validation.fraction or validation.probe": (
+            validation.every_steps != type(validation)().every_steps and not measures
         ),
         "evaluation.questions requires export.hf=true": (
             recipe.evaluation.questions is not None and not recipe.export.hf

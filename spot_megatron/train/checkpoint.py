@@ -14,6 +14,7 @@ of them too, so neither needs a state here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -159,8 +160,14 @@ class Checkpoints:
     keep: int
     found: Found  # before this start
 
-    def save(self, step: int, policy: Policy, shift: RewardShift) -> Path:
-        """Writes the state after `step` updates and removes all but the `keep` newest checkpoints. Collective.
+    def path(self, step: int) -> Path:
+        """The checkpoint after `step` updates, whether it exists or not."""
+        return self.folder / f"step_{step:08d}"
+
+    def save(self, step: int, policy: Policy, shift: RewardShift, best: Mapping[str, Any] | None = None) -> Path:
+        """Writes the state after `step` updates, with the state of `best` (validation.py), and prunes. Collective.
+
+        All but the `keep` newest checkpoints are removed, and those that one of these names as the best.
 
         The checkpoint is written beside its place and renamed when every rank has finished, so a killed run never
         leaves one that is half there.
@@ -168,7 +175,7 @@ class Checkpoints:
         Raises:
             CheckpointError: a file cannot be written, because the disk is full for example.
         """
-        final = self.folder / f"step_{step:08d}"
+        final = self.path(step)
         partial = self.folder / f".partial_{final.name}"
         main = dist.get_rank() == 0
         if main:
@@ -176,6 +183,7 @@ class Checkpoints:
             (partial / "optimizer").mkdir(parents=True)
         dist.barrier()
         content = {"step": step, "shift": shift.state_dict(), "started": self.started.isoformat()}
+        content |= {"best": dict(best)} if best else {}
         try:
             self._write(partial, policy, content | {"recipe": self.identity})
         except (OSError, RuntimeError, CheckpointException, CheckpointingException) as error:
@@ -186,10 +194,19 @@ class Checkpoints:
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
-            for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
-                shutil.rmtree(old)
+            self._prune()
         dist.barrier()
         return final
+
+    def _prune(self) -> None:
+        every = sorted(self.folder.glob("step_*"))
+        kept = set(every[-self.keep :])
+        for newest in every[-self.keep :]:
+            with contextlib.suppress(CheckpointError):  # it is damaged, so that no resume will look for its best
+                step = read_state(newest).get("best", {}).get("step")
+                kept |= set() if step is None else {self.path(step)}
+        for old in set(every) - kept:
+            shutil.rmtree(old)
 
     def _write(self, folder: Path, policy: Policy, state: Mapping[str, Any]) -> None:
         save_model(policy.bare, folder / "model")
