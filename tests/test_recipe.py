@@ -162,7 +162,7 @@ def test_documented_keys_are_the_schema():
         ["questions", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size"]
     )
     assert sections["logging"] == ["tensorboard", "wandb"]
-    assert sections["export"] == ["hf", "shard_gb"]
+    assert sections["export"] == ["adapter", "hf", "shard_gb"]
 
 
 def _is_section(field):

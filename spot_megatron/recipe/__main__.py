@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic.fields import FieldInfo
 
-from spot_megatron.recipe.schema import Recipe, Section
+from spot_megatron.recipe.schema import Recipe
+from spot_megatron.recipe.section import Section
 
 
 @dataclass(frozen=True)
