@@ -80,6 +80,7 @@ def test_the_dump_is_the_recipe(tmp_path):
         (BASE + "precision: {dtype: fp32, grad_dtype: bf16}\n", ["grad_dtype"]),
         (BASE + "objective: {shift: {kind: none, decay: 0.5}}\n", ["decay"]),
         (BASE + "objective: {name: spot_bce}\n", ["shift", "spot_bco"]),
+        (BASE + "objective: {label_smoothing: 0.1}\n", ["label_smoothing", "dpo or spot_bce"]),
         (BASE + "objective: {shift: {kind: cumulative_inclusive}}\nparallel: {pipeline: 2}\n", ["pipeline"]),
         (BASE + "memory: {recompute: full, recompute_above_tokens: 9}\n", ["recompute_above_tokens", "none"]),
         (BASE + "memory: {recompute_above_tokens: 8192}\n", ["recompute_above_tokens", "tokens_per_microbatch"]),
@@ -147,7 +148,7 @@ def test_documented_keys_are_the_schema():
             "pairs_per_microbatch",
         ]
     )
-    assert sections["objective"] == ["beta", "name", "shift"]
+    assert sections["objective"] == ["beta", "label_smoothing", "name", "sft_weight", "shift"]
     assert sections["train"] == ["batch_pairs", "epochs", "log_every_steps", "max_steps"]
     assert sections["optim"] == sorted(
         ["lr", "schedule", "warmup_fraction", "min_lr", "betas", "eps", "weight_decay", "clip_grad_norm"]

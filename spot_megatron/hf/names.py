@@ -26,6 +26,7 @@ class Sharding(Enum):
 
     REPLICATED = "replicated"  # the same on every rank: norms, routers
     COLUMNS = "columns"  # split along dim 1: a linear layer whose input is split
+    ROWS = "rows"  # split along dim 0: an adapter's B in a linear layer whose output is split
     VOCAB = "vocab"  # split along dim 0 after padding V to Vp
     QKV = "qkv"  # q, k, v interleaved by query group, split along dim 0 by whole groups
     GATE_UP = "gate_up"  # each rank's gate rows, then its up rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spot_megatron.errors import RecipeError
-from spot_megatron.recipe.schema import Recipe
+from spot_megatron.recipe.schema import Lora, Recipe
 
 
 def check_combinations(recipe: Recipe, path: Path) -> None:
@@ -17,8 +17,8 @@ def check_combinations(recipe: Recipe, path: Path) -> None:
 
 def _rules(recipe: Recipe) -> dict[str, bool]:
     """Message -> whether the recipe violates the rule."""
-    parallel, objective, optim, precision, memory = (
-        recipe.parallel, recipe.objective, recipe.optim, recipe.precision, recipe.memory
+    parallel, objective, optim, precision, memory, export = (
+        recipe.parallel, recipe.objective, recipe.optim, recipe.precision, recipe.memory, recipe.export
     )  # fmt: skip
     shift, validation = objective.shift, recipe.validation
     measures = validation.holds_out_pairs or validation.probe is not None
@@ -30,11 +30,23 @@ def _rules(recipe: Recipe) -> dict[str, bool]:
         ),
         f"objective.shift.kind={shift.kind} applies only to objective.name=spot_bco; with {objective.name} set it to "
         "none": shift.kind != "none" and objective.name != "spot_bco",
+        f"objective.label_smoothing applies only to objective.name=dpo or spot_bce, not to {objective.name}": (
+            objective.label_smoothing > 0 and objective.name not in ("dpo", "spot_bce")
+        ),
         "objective.shift.decay applies only to objective.shift.kind=ema": (
             shift.kind != "ema" and "decay" in shift.model_fields_set and shift.decay != 0.9
         ),
         "objective.shift.kind=cumulative_inclusive requires parallel.pipeline=1": (
             shift.kind == "cumulative_inclusive" and parallel.pipeline > 1
+        ),
+        "lora.alpha, lora.targets and lora.adapter require lora.rank; set it (with lora.adapter, to its `r`)": (
+            recipe.lora.rank is None and recipe.lora != Lora()
+        ),
+        "export.adapter=true requires lora.rank; set export.adapter=false to train all weights": (
+            export.adapter and recipe.lora.rank is None
+        ),
+        f"precision.fp8={precision.fp8} does not work with lora.rank; set precision.fp8=none": (
+            precision.fp8 != "none" and recipe.lora.rank is not None
         ),
         "optim.min_lr must not exceed optim.lr": optim.min_lr > optim.lr,
         "optim.min_lr requires optim.schedule=linear or cosine": optim.schedule == "constant" and optim.min_lr > 0,

@@ -28,6 +28,26 @@ class Model(Section):
     )
 
 
+class Lora(Section):
+    """Low-rank adapters beside frozen weights. The export is the merged model; export.adapter adds a PEFT folder."""
+
+    rank: int | None = Field(None, ge=1, description="Rank of every adapter. null: all weights are trained.")
+    alpha: float = Field(32, gt=0, description="Adapters' outputs are scaled by alpha / rank.")
+    targets: list[
+        Literal["attention", "mlp", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    ] = Field(
+        ["attention", "mlp"],
+        min_length=1,
+        description="Modules with adapters: attention (its four projections), mlp (its three, of experts too), or "
+        "projections by name. The router, norms and embeddings have none.",
+    )
+    adapter: str | None = Field(
+        None,
+        description="PEFT folder whose adapters are trained further, with the same rank, alpha and targets; the "
+        "reference is the model with them. null: A is random, B is 0.",
+    )
+
+
 class Data(Section):
     """Preference pairs and how they are packed into micro-batches."""
 
@@ -80,6 +100,12 @@ class Objective(Section):
     )
     beta: float = Field(
         0.1, gt=0, description="Scale of the implicit reward, beta * (policy - reference log-probability in nats)."
+    )
+    sft_weight: float = Field(
+        0.0, ge=0, description="Adds this times the loss of `sft` (mean token NLL of the chosen side) to the objective."
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="Probability that chosen and rejected are swapped. Only for dpo and spot_bce."
     )
     shift: Shift = Shift()
 
@@ -241,6 +267,7 @@ class Export(Section):
 
     hf: bool = Field(True, description="Exports the trained model after the last step.")
     shard_gb: float = Field(5.0, gt=0, description="Upper bound on the size of a safetensors file, in 10^9 bytes.")
+    adapter: bool = Field(False, description="With lora: also writes the adapters as a PEFT folder, output/adapter.")
 
 
 class Evaluation(Section):
@@ -270,6 +297,7 @@ class Recipe(Section):
         False, description="Deterministic kernels only: repeated runs on one machine give equal bits. Slower."
     )
     model: Model
+    lora: Lora = Lora()
     data: Data
     objective: Objective = Objective()
     train: Train = Train()

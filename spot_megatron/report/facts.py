@@ -136,6 +136,8 @@ def checks(run: Run) -> list[Check]:
 
 
 def loss_at_reference(run: Run) -> tuple[float, str] | None:
+    if run.settings.get("objective.sft_weight"):
+        return None  # the NLL of the chosen side depends on the model
     return VALUE_AT_REFERENCE.get(str(run.settings.get("objective.name")))
 
 

@@ -1,6 +1,6 @@
 """Checkpoints of a run: whole or absent, resumable to the same bits, loadable at another parallel split.
 
-    checkpoints/step_00000050/   model/      Megatron distributed checkpoint of the weights
+    checkpoints/step_00000050/   model/      Megatron distributed checkpoint of the weights, with LoRA of the adapters
                                  optimizer/  the optimizer's state, each rank's part in a file (optimizer_state.py)
                                  hf/         what an export needs besides the weights
                                  state.json  step, reward shift, the run's first date, and its identity
@@ -40,13 +40,14 @@ from spot_megatron.weights.checkpoint import check_checksums, load_model, one_li
 # Sections and keys whose change would make the rest of a run another run.
 _FIXED = ("seed", "model", "objective", "train", "optim", "precision")
 _FIXED_MEMORY = {"master_weights": "fp32"}  # with the value of checkpoints from before there was the key
+_FIXED_OBJECTIVE = {"sft_weight": 0.0, "label_smoothing": 0.0}  # the same
 _FIXED_DATA = ("pairs", "max_tokens", "enable_thinking", "order")
 
 PAIRS, WEIGHTS = "digest of the pairs", "digest of the initial weights"
 _DIGESTS = {
     PAIRS: "the token ids of data.pairs have changed since this run began (another pair file, tokenizer or chat "
     "template): restore them",
-    WEIGHTS: "the weights of model.hf or its config.json have changed since this run began: restore them",
+    WEIGHTS: "the weights of model.hf, its config.json or lora.adapter have changed since this run began: restore them",
 }
 
 
@@ -57,7 +58,15 @@ def identity(recipe: Recipe, pairs_digest: str, weights_digest: str, num_pairs: 
     dump["model"].pop("attention")
     part = {key: dump[key] for key in _FIXED} | {f"data.{key}": dump["data"][key] for key in _FIXED_DATA}
     part |= {f"memory.{key}": dump["memory"][key] for key in _FIXED_MEMORY}
+    part["lora"] = _lora_part(dump["lora"])
     return part | {"num_pairs": num_pairs, "num_steps": num_steps, PAIRS: pairs_digest, WEIGHTS: weights_digest}
+
+
+def _lora_part(lora: dict[str, Any] | None) -> dict[str, Any] | str:
+    """The adapters of a run; checkpoints from before there were any name none."""
+    if lora is None or lora["rank"] is None:
+        return "off (all weights are trained)"
+    return lora
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,9 @@ def check_identity(checkpoint: Path, state: Mapping[str, Any], run: Mapping[str,
     Raises:
         CheckpointError: the checkpoint belongs to a run with another recipe, other pairs or other weights.
     """
-    saved = {f"memory.{key}": value for key, value in _FIXED_MEMORY.items()} | state["recipe"]
+    saved: dict[str, Any] = {f"memory.{key}": value for key, value in _FIXED_MEMORY.items()}
+    saved |= {"lora": _lora_part(None)} | state["recipe"]
+    saved["objective"] = _FIXED_OBJECTIVE | saved["objective"]
     missing = [key for key in _DIGESTS if key not in saved]
     differing = sorted(key for key in run.keys() | saved if key not in missing and run.get(key) != saved.get(key))
     if not differing:

@@ -114,7 +114,8 @@ def _first_bad(chunks: Sequence[PairGPT], attribute: str) -> tuple[tuple[int, in
     for chunk in chunks:
         offset = layer_offset(chunk)
         for position, (name, parameter) in enumerate(chunk.named_parameters()):
-            if not getattr(parameter, attribute).isfinite().all():
+            values = getattr(parameter, attribute, None)
+            if values is not None and not values.isfinite().all():  # frozen ones have no gradient
                 layer = re.search(r"(?<=layers\.)\d+", name)
                 if layer:
                     number = int(layer[0]) + offset

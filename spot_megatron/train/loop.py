@@ -27,8 +27,10 @@ from spot_megatron.train.setup import Setup, set_up
 from spot_megatron.train.step import ObjectiveLoss, forward_backward, reduce_sums
 from spot_megatron.train.stop import StopSignal
 from spot_megatron.train.validation import Validation
+from spot_megatron.weights.adapters import attach_adapters
 from spot_megatron.weights.export import export_hf
 from spot_megatron.weights.load import load_hf
+from spot_megatron.weights.peft import export_adapter
 
 
 def run(recipe: Recipe, topology: Topology) -> int:
@@ -51,6 +53,8 @@ def work(job: Setup) -> int:
     chunks = build_model(transformer_config(job.hf, recipe, topology.device.type), job.hf)
     load_hf(chunks, job.weights, job.hf)
     check_initial_weights(chunks, job.weights.folder)
+    if recipe.lora.rank is not None:
+        attach_adapters(chunks, job.hf, recipe.lora, recipe.seed)
     job.heartbeat.beat(0, "reference pass")
     reference = reference_pass(job, chunks)
     validation = Validation(job, chunks)
@@ -67,6 +71,10 @@ def work(job: Setup) -> int:
         result = job.folder / "hf"
         export_hf(policy.bare, job.weights.folder, result, job.hf, shard_gb=recipe.export.shard_gb, replace=True)
         say(topology, f"exported to {result}")
+    if recipe.export.adapter:
+        policy.gather_weights()
+        export_adapter(policy.bare, job.folder / "adapter", job.hf, recipe.lora, recipe.model.hf)
+        say(topology, f"adapters exported to {job.folder / 'adapter'}")
     if topology.is_main:
         write_report(job.folder)
     return 0

@@ -30,6 +30,7 @@ from spot_megatron.train.heartbeat import Heartbeat
 from spot_megatron.train.metrics import check_loggers
 from spot_megatron.train.packing import pack_multiple
 from spot_megatron.train.run_folder import first_date, from_main, prepare_folder, say
+from spot_megatron.weights.peft import adapter_digest
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
     data = read_data(recipe, hf_folder, hf, topology, started)
     dataset = _dataset(data.training.pairs, recipe)
     sampler = training_batches(recipe, dataset, hf, topology)
-    digest: str = from_main(weights.digest, topology)
+    digest: str = from_main(lambda: _initial_digest(recipe, weights), topology)
     identity = checkpoint.identity(recipe, dataset.fingerprint(), digest, len(dataset), sampler.num_steps)
     if found.newest:  # another run is refused before any of its files is overwritten
         for name in checkpoint.check_identity(found.newest, found.state, identity):
@@ -107,3 +108,11 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
 def _dataset(pairs: list[TokenPair], recipe: Recipe) -> PreferencePairDataset:
     tokenized = TokenizedPairs(pairs, {})
     return PreferencePairDataset.build(tokenized, seed=recipe.seed, max_tokens=recipe.data.max_tokens, pad_id=0)
+
+
+def _initial_digest(recipe: Recipe, weights: HFFolder) -> str:
+    """Of the policy before its first update: the model's weights, and adapters that are not new."""
+    digest = weights.digest()
+    if recipe.lora.adapter is None:
+        return digest
+    return hashlib.sha256((digest + adapter_digest(Path(recipe.lora.adapter))).encode()).hexdigest()

@@ -42,6 +42,10 @@ class Case:
     beta: float
     model: str = "untied"
     accumulation: int = 1
+    label_smoothing: float = 0.0
+    sft_weight: float = (
+        0.0  # TRL's rpo_alpha. Its NLL is a mean over a micro-batch's tokens, ours over pairs: accumulate
+    )
 
 
 CASES = [
@@ -51,6 +55,9 @@ CASES = [
     Case("bce", "bce", beta=0.5),
     Case("dpo", "dpo", beta=0.1),
     Case("dpo_small_beta", "dpo", beta=0.03),  # gradient norms on both sides of the clip
+    Case("dpo_smooth", "dpo", beta=0.1, label_smoothing=0.1),
+    Case("dpo_sft", "dpo", beta=0.1, accumulation=4, label_smoothing=0.05, sft_weight=0.5),
+    Case("bce_sft", "bce", beta=0.5, accumulation=4, sft_weight=0.2),
 ]
 
 
@@ -86,8 +93,10 @@ class RecordingTrainer(DPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logps = (chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
         losses, chosen, rejected = super().dpo_loss(*logps, loss_type, model_output)
+        nll = float(model_output["nll_loss"]) if self.args.rpo_alpha is not None else 0.0
         record = {
             "losses": losses.tolist(),
+            "sft": (self.args.rpo_alpha or 0.0) * nll,  # TRL adds it to the losses after this method
             "rewards_chosen": chosen.tolist(),
             "rewards_rejected": rejected.tolist(),
             "delta": float(self.running.mean) if loss_type == "bco_pair" else None,
@@ -113,11 +122,12 @@ def plain_losses(case: Case, logps: torch.Tensor, means: list[float]) -> tuple[t
         losses [B] and the delta used
     """
     chosen, rejected = case.beta * (logps[:2] - logps[2:])
+    softplus = torch.nn.functional.softplus
     if case.objective == "dpo":
-        return torch.nn.functional.softplus(rejected - chosen), None
+        smoothing = case.label_smoothing
+        return (1 - smoothing) * softplus(rejected - chosen) + smoothing * softplus(chosen - rejected), None
     means.append(torch.cat([chosen, rejected]).mean().item())
     delta = sum(means) / len(means) if case.objective == "bco" else 0.0
-    softplus = torch.nn.functional.softplus
     return softplus(delta - chosen) + softplus(rejected - delta), delta
 
 
@@ -128,6 +138,8 @@ def build_trainer(case: Case, folder: Path, pairs: list[dict[str, Any]], scratch
         output_dir=scratch,
         loss_type="sigmoid" if case.objective == "dpo" else "bco_pair",
         beta=case.beta,
+        label_smoothing=case.label_smoothing,
+        rpo_alpha=case.sft_weight or None,
         per_device_train_batch_size=BATCH_PAIRS // case.accumulation,
         gradient_accumulation_steps=case.accumulation,
         max_steps=NUM_STEPS,
@@ -175,7 +187,7 @@ def step_records(case: Case, trainer: RecordingTrainer) -> list[dict[str, Any]]:
     records = []
     for i, logged in enumerate(trainer.steps):
         parts = trainer.micro_batches[i * case.accumulation : (i + 1) * case.accumulation]
-        losses = [loss for part in parts for loss in part["losses"]]
+        losses = [loss + part["sft"] for part in parts for loss in part["losses"]]
         loss = sum(losses) / len(losses)
         assert len(losses) == BATCH_PAIRS
         assert abs(loss - logged["loss"]) < 1e-4, "transformers logs the same loss, to four digits"
