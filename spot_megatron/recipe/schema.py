@@ -146,10 +146,7 @@ class Optim(Section):
 
 
 class Validation(Section):
-    """Held-out pairs and texts to keep, measured before the first update and during training. No update depends on it.
-
-    It goes to validation.jsonl and to every logger.
-    """
+    """Held-out pairs and texts to keep, measured before the first update and while training; no update depends on it."""
 
     pairs: str | list[str] | None = Field(
         None, description="File or files of held-out pairs, in the format of data.pairs. null: none."
