@@ -97,7 +97,7 @@ def _flat(value: Row) -> dict[str, Any]:
 
 
 def _digests(run: Path) -> dict[str, Any]:
-    states = sorted((run / "checkpoints").glob("step_*/state.json"))
+    states = [*sorted((run / "checkpoints").glob("step_*/state.json")), *run.glob("finished.json")]
     identity = read_object(states[-1]).get("recipe", {}) if states else {}
     return {key: value for key, value in identity.items() if key.startswith("digest of")}
 

@@ -188,10 +188,19 @@ class Memory(Section):
 class Checkpoint(Section):
     """Checkpoints of the run, in output/checkpoints."""
 
-    every_steps: int = Field(
-        50, ge=1, description="Steps between checkpoints; the last step and a stop by a signal are saved too."
+    every_steps: int | None = Field(
+        50,
+        ge=1,
+        description="Steps between checkpoints; a stop by a signal is saved too. null: only a stop by a signal. "
+        "The last step is exported instead, or saved with export.hf=false.",
     )
     keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    background: bool = Field(
+        False,
+        alias="async",
+        description="A thread writes the checkpoint while training continues; an update waits only until weights and "
+        "optimizer state are copied to host memory, which must have room for them.",
+    )
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto resumes from the newest checkpoint in output; never renames an earlier run's folder."
     )
@@ -267,5 +276,5 @@ class Recipe(Section):
 
     def dump(self) -> str:
         """The resolved recipe as YAML; loading it gives the same recipe."""
-        data: dict[str, Any] = self.model_dump(mode="json")
+        data: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
         return yaml.safe_dump(data, sort_keys=False)

@@ -46,6 +46,9 @@ def run(recipe: Recipe, topology: Topology) -> int:
 def work(job: Setup) -> int:
     """Loads the model, runs the reference pass, trains and exports. Returns the exit code."""
     recipe, topology = job.recipe, job.topology
+    if job.finished:
+        say(topology, f"{job.folder} holds a finished run of this recipe: nothing is left to do")
+        return 0
     job.heartbeat.beat(0, "loading the weights")
     chunks = build_model(transformer_config(job.hf, recipe, topology.device.type), job.hf)
     load_hf(chunks, job.weights, job.hf)
@@ -66,12 +69,14 @@ def work(job: Setup) -> int:
         say(topology, f"exported to {result}")
     if topology.is_main:
         write_report(job.folder)
+        job.checkpoints.mark_finished(job.sampler.num_steps, job.folder / "hf" if recipe.export.hf else None)
     return 0
 
 
 def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray) -> bool:
     """Runs all updates that are left. Returns True if a signal stopped the run after saving."""
     recipe, topology, num_steps = job.recipe, job.topology, job.sampler.num_steps
+    every = recipe.checkpoint.every_steps
     first = job.checkpoints.resume(policy, shift)
     say(topology, f"{len(job.dataset)} pairs, steps {first} to {num_steps} of {num_steps}")
     loss = ObjectiveLoss(recipe.objective, shift, reference)
@@ -96,13 +101,17 @@ def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray)
             policy.update(lr, sums.grad_norm)
             log.write(metrics_row(step + 1, sums, used_shift, lr, time.perf_counter() - start))
 
-            stopping = stop.on_any_rank()
-            if stopping or (step + 1) % recipe.checkpoint.every_steps == 0 or step + 1 == num_steps:
+            stopping, last = stop.on_any_rank(), step + 1 == num_steps
+            job.checkpoints.advance()
+            if stopping or last or (every and (step + 1) % every == 0):
                 job.heartbeat.beat(step + 1, "saving")
                 policy.gather_weights()
                 check_weights(policy.bare, step + 1)
-                job.checkpoints.save(step + 1, policy, shift)
-            if stopping and step + 1 < num_steps:
+                if stopping or not last or not recipe.export.hf:  # the last state is exported instead
+                    job.checkpoints.save(step + 1, policy, shift)
+            if stopping or last:
+                job.checkpoints.finish()
+            if stopping and not last:
                 say(topology, f"stopped by a signal after step {step + 1}, saved; run the same command to continue")
                 return True
     return False

@@ -164,5 +164,5 @@ def _wandb(folder: Path, recipe: Recipe) -> Any:
         id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],  # the folder's: recipes share names
         resume="allow",
         dir=str(folder),
-        config=recipe.model_dump(),
+        config=recipe.model_dump(by_alias=True),
     )

@@ -25,7 +25,7 @@ from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 from spot_megatron.train import checkpoint
 from spot_megatron.train.batches import training_batches
-from spot_megatron.train.checkpoint import Checkpoints, Found, find_intact, set_aside
+from spot_megatron.train.checkpoint import FINISHED, Checkpoints, Found, find_intact, finished_state, set_aside
 from spot_megatron.train.heartbeat import Heartbeat
 from spot_megatron.train.metrics import check_loggers
 from spot_megatron.train.packing import pack_multiple
@@ -46,6 +46,7 @@ class Setup:
     sampler: BatchSampler
     checkpoints: Checkpoints
     heartbeat: Heartbeat
+    finished: bool = False  # by an earlier start: nothing is left to do
 
     def packs(self, step: int) -> list[Pack]:
         """This rank's micro-batches of a step."""
@@ -75,8 +76,10 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
     transformer_config(hf, recipe, topology.device.type)  # raises for a split that does not fit, before data is read
     weights = HFFolder(hf_folder)
     output = Path(recipe.output)
-    found = find_intact(output / "checkpoints") if recipe.checkpoint.resume == "auto" else Found()
-    started: datetime = from_main(lambda: first_date(output, found.state, recipe.checkpoint.resume), topology)
+    resume = recipe.checkpoint.resume
+    finished = from_main(lambda: finished_state(output) if resume == "auto" else None, topology)
+    found = find_intact(output / "checkpoints") if resume == "auto" and not finished else Found()
+    started: datetime = from_main(lambda: first_date(output, finished or found.state, resume), topology)
     tokenized = read_data(recipe, hf_folder, hf, topology, started)
     dataset = PreferencePairDataset.build(tokenized, seed=recipe.seed, max_tokens=recipe.data.max_tokens, pad_id=0)
     sampler = training_batches(recipe, dataset, hf, topology)
@@ -90,12 +93,25 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
             )
         if not (found.newest / CHECKSUMS).is_file():
             say(topology, f"WARNING: {found.newest} has no {CHECKSUMS}, so damage to its files may go unnoticed")
+    if finished:
+        checkpoint.check_identity(output / FINISHED, finished, identity)
+        checkpoints = Checkpoints(output / "checkpoints", identity, started, hf_folder, recipe.checkpoint.keep, found)
+        return Setup(recipe, topology, output, hf, weights, digest, dataset, sampler, checkpoints, heartbeat, True)
     folder = prepare_folder(recipe, topology, started)
     if topology.is_main:
+        (folder / FINISHED).unlink(missing_ok=True)  # its export is gone
         write_json(folder / "dropped.json", tokenized.dropped)
         for damaged, reason in found.damaged.items():
             say(topology, f"WARNING: {reason}. Renamed to {set_aside(damaged)}; continuing from {found.newest}")
-    checkpoints = Checkpoints(folder / "checkpoints", identity, started, hf_folder, recipe.checkpoint.keep, found)
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        identity,
+        started,
+        hf_folder,
+        recipe.checkpoint.keep,
+        found,
+        recipe.checkpoint.background,
+    )
     return Setup(recipe, topology, folder, hf, weights, digest, dataset, sampler, checkpoints, heartbeat)
 
 
