@@ -163,7 +163,7 @@ def test_documented_keys_are_the_schema():
     assert sections["evaluation"] == sorted(
         ["questions", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size"]
     )
-    assert sections["logging"] == ["tensorboard", "wandb"]
+    assert sections["logging"] == ["mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
     assert sections["export"] == ["hf", "shard_gb"]
 
 

@@ -210,7 +210,16 @@ class Logging(Section):
     """Loggers besides metrics.jsonl and report.html."""
 
     tensorboard: bool = Field(True, description="Writes TensorBoard events to output/tensorboard.")
-    wandb: bool = Field(False, description="Logs to Weights & Biases; needs the wandb package.")
+    wandb: bool = Field(
+        False, description="Logs to Weights & Biases; needs the wandb package. Offline with WANDB_MODE=offline."
+    )
+    mlflow: bool = Field(
+        False, description="Logs to MLflow; needs the mlflow package. To MLFLOW_TRACKING_URI, else output/mlflow."
+    )
+    swanlab: bool = Field(
+        False, description="Logs to SwanLab; needs the swanlab package. Offline with SWANLAB_MODE=offline."
+    )
+    trackio: bool = Field(False, description="Logs to Trackio, in TRACKIO_DIR; needs the trackio package.")
 
 
 class Export(Section):

@@ -27,7 +27,7 @@ from spot_megatron.train import checkpoint
 from spot_megatron.train.batches import training_batches
 from spot_megatron.train.checkpoint import FINISHED, Checkpoints, Found, find_intact, finished_state, set_aside
 from spot_megatron.train.heartbeat import Heartbeat
-from spot_megatron.train.metrics import check_loggers
+from spot_megatron.train.loggers import check_loggers
 from spot_megatron.train.packing import pack_multiple
 from spot_megatron.train.run_folder import first_date, from_main, prepare_folder, say
 
