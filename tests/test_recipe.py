@@ -134,7 +134,9 @@ def test_an_unreadable_recipe(tmp_path, monkeypatch):
 def test_documented_keys_are_the_schema():
     """The contract with users: sections and keys of the first release."""
     sections = {
-        name: sorted(field.annotation.model_fields) for name, field in Recipe.model_fields.items() if _is_section(field)
+        name: sorted(key.alias or own for own, key in field.annotation.model_fields.items())
+        for name, field in Recipe.model_fields.items()
+        if _is_section(field)
     }
     assert sections["data"] == sorted(
         [
@@ -157,11 +159,11 @@ def test_documented_keys_are_the_schema():
         ["tensor", "sequence", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor", "timeout_minutes"]
     )
     assert sections["precision"] == ["dtype", "fp8", "grad_dtype"]
-    assert sections["checkpoint"] == ["every_steps", "keep", "resume"]
+    assert sections["checkpoint"] == ["async", "every_steps", "keep", "resume"]
     assert sections["evaluation"] == sorted(
         ["questions", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size"]
     )
-    assert sections["logging"] == ["tensorboard", "wandb"]
+    assert sections["logging"] == ["mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
     assert sections["export"] == ["adapter", "hf", "shard_gb"]
 
 
@@ -199,7 +201,7 @@ def test_the_reference_holds_every_key_of_every_recipe():
                 yield prefix + name
 
     for path in RECIPE_FOLDER.glob("*.yaml"):
-        assert set(leaves(load_recipe(path).model_dump())) == printed
+        assert set(leaves(load_recipe(path).model_dump(by_alias=True))) == printed
     assert all(f"  {key}: " in as_text() for key in printed)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -52,7 +51,9 @@ class Estimate:
     @cached_property
     def parts(self) -> dict[str, float]:
         """Seconds of the run by part."""
-        saves = math.ceil(self.load.num_steps / self.recipe.checkpoint.every_steps)
+        every = self.recipe.checkpoint.every_steps
+        saves = (self.load.num_steps - 1) // every if every else 0
+        saves += not self.recipe.export.hf  # after the last step
         disk = time.DISK_BYTES_PER_SECOND
         export = 2 * self.inputs.model.num_parameters / disk if self.recipe.export.hf else 0.0
         return {

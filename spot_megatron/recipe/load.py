@@ -172,7 +172,7 @@ def _explain(error: ValidationError, path: Path, prefix: str = "") -> str:
 def _known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in section.model_fields.items():
-        keys.append(prefix + name)
+        keys.append(prefix + (field.alias or name))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += _known_keys(field.annotation, f"{prefix}{name}.")
     return keys

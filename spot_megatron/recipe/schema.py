@@ -186,10 +186,19 @@ class Validation(Section):
 class Checkpoint(Section):
     """Checkpoints of the run, in output/checkpoints."""
 
-    every_steps: int = Field(
-        50, ge=1, description="Steps between checkpoints; the last step and a stop by a signal are saved too."
+    every_steps: int | None = Field(
+        50,
+        ge=1,
+        description="Steps between checkpoints; a stop by a signal is saved too. null: only a stop by a signal. "
+        "The last step is exported instead, or saved with export.hf=false.",
     )
     keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    background: bool = Field(
+        False,
+        alias="async",
+        description="A thread writes the checkpoint while training continues; an update waits only until weights and "
+        "optimizer state are copied to host memory, which must have room for them.",
+    )
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto resumes from the newest checkpoint in output; never renames an earlier run's folder."
     )
@@ -199,7 +208,16 @@ class Logging(Section):
     """Loggers besides metrics.jsonl and report.html."""
 
     tensorboard: bool = Field(True, description="Writes TensorBoard events to output/tensorboard.")
-    wandb: bool = Field(False, description="Logs to Weights & Biases; needs the wandb package.")
+    wandb: bool = Field(
+        False, description="Logs to Weights & Biases; needs the wandb package. Offline with WANDB_MODE=offline."
+    )
+    mlflow: bool = Field(
+        False, description="Logs to MLflow; needs the mlflow package. To MLFLOW_TRACKING_URI, else output/mlflow."
+    )
+    swanlab: bool = Field(
+        False, description="Logs to SwanLab; needs the swanlab package. Offline with SWANLAB_MODE=offline."
+    )
+    trackio: bool = Field(False, description="Logs to Trackio, in TRACKIO_DIR; needs the trackio package.")
 
 
 class Export(Section):
@@ -268,5 +286,5 @@ class Recipe(Section):
 
     def dump(self) -> str:
         """The resolved recipe as YAML; loading it gives the same recipe."""
-        data: dict[str, Any] = self.model_dump(mode="json")
+        data: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
         return yaml.safe_dump(data, sort_keys=False)
