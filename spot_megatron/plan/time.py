@@ -22,7 +22,8 @@ from spot_megatron.plan.kernels import (
     layer_comm,
     matrix_seconds,
 )
-from spot_megatron.plan.memory import bytes_per_parameter, parameters_of_rank
+from spot_megatron.plan.memory import bytes_per_parameter
+from spot_megatron.plan.trained import parameters_of_rank, trained_of_rank
 from spot_megatron.plan.workload import POSITIONS, PRODUCTS, SCORED, Load
 from spot_megatron.train.packing import recomputed_above
 
@@ -111,7 +112,8 @@ def microbatch_seconds(
     elementwise = num_layers * positions * elementwise_bytes(inputs) / inputs.bandwidth
     comm = {name: num_layers * positions * part for name, part in layer_comm(inputs, forward_only, full).items()}
     parts = {
-        "matrices": share * matrices,
+        # Frozen weights have no gradients, a third of the products; the adapters' own are narrow.
+        "matrices": min(share, 1.0 if inputs.lora.rank is None else 2 * FORWARD) * matrices,
         "attention": attention_share * attention,
         "elementwise": share * elementwise,
         "recompute": again * (matrices + elementwise) + attention_again * attention,
@@ -139,7 +141,7 @@ def _pipeline_seconds(inputs: PlanInput, positions: np.ndarray) -> np.ndarray:
 def data_seconds(inputs: PlanInput, hidden_behind: float) -> float:
     """Exposed reduction of gradients (behind the last backward pass) and gathering of updated parameters."""
     p, split = inputs.split.parallel, inputs.split
-    dense, experts = parameters_of_rank(inputs.model, split, 0)
+    dense, experts = trained_of_rank(inputs, 0)
     weight, gradient, _ = bytes_per_parameter(inputs.precision, inputs.memory)
     groups = [
         (dense, inputs.group(split.dense_shards, p.tensor)),
@@ -153,7 +155,7 @@ def data_seconds(inputs: PlanInput, hidden_behind: float) -> float:
 
 def optimizer_seconds(inputs: PlanInput) -> float:
     """AdamW on a rank's shard, its gradient norm, and clearing the gradients."""
-    dense, experts = parameters_of_rank(inputs.model, inputs.split, 0)
+    dense, experts = trained_of_rank(inputs, 0)
     shard = dense / inputs.split.dense_shards + experts / inputs.split.expert_shards
     _, gradient, states = bytes_per_parameter(inputs.precision, inputs.memory)
     # The gradient for its norm and for the update; states (in fp32 the weights are the masters) and weights.

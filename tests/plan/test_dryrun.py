@@ -15,8 +15,9 @@ from spot_megatron.hf.names import Sharding, weight_map
 from spot_megatron.parallel.split import Split
 from spot_megatron.plan import dryrun
 from spot_megatron.plan.dryrun import Holdings, dry_run, places
-from spot_megatron.plan.memory import checkpoint_bytes, parameters_of_rank
+from spot_megatron.plan.memory import checkpoint_bytes
 from spot_megatron.plan.models import PUBLISHED, PUBLISHED_PARAMETERS, planned_model
+from spot_megatron.plan.trained import parameters_of_rank
 from spot_megatron.recipe import RECIPE_FOLDER, Parallel, load_recipe
 from tests.processes import output_of, run
 from tests.support import SHAPE, make_recipe, save_random_hf
