@@ -72,9 +72,9 @@ class Estimate:
     @property
     def mfu(self) -> float:
         """Model FLOPs of unique tokens in the training loop, of the GPUs' bf16 peak (fp32's in fp32)."""
-        gpu = self.inputs.gpu
+        gpu, is_frozen = self.inputs.gpu, self.recipe.lora.rank is not None
         peak = (gpu.fp32 if self.recipe.precision.dtype == "fp32" else gpu.bf16) * 1e12 * self.inputs.split.num_gpus
-        return time.model_flops(self.inputs.model, self.load) / self.parts["training"] / peak
+        return time.model_flops(self.inputs.model, self.load, is_frozen) / self.parts["training"] / peak
 
     @property
     def gpu_hours(self) -> float:

@@ -110,7 +110,8 @@ def head_seconds(inputs: PlanInput, scored: np.ndarray, forward_only: bool) -> n
     sums = 2 * inputs.element_bytes + 8
     num_tiles = np.ceil(vocab * scored / head.tile_elements)
     moved = sums * inputs.model.hidden_size * (scored * num_tiles + vocab * (scored > 0)) / inputs.bandwidth
-    return (4 - kept_share) * product + (50 + 18 * (1 - kept_share)) * logits + moved
+    products = 4 if inputs.lora.rank is None else 3  # a frozen weight has no gradient
+    return (products - kept_share) * product + (50 + 18 * (1 - kept_share)) * logits + moved
 
 
 def layer_comm(inputs: PlanInput, forward_only: bool, full: np.ndarray) -> dict[str, np.ndarray]:

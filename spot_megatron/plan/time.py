@@ -179,11 +179,13 @@ def start_seconds(inputs: PlanInput) -> float:
     return IMPORT_SECONDS + 2 * weights / DISK_BYTES_PER_SECOND
 
 
-def model_flops(model: HFModelConfig, load: Load) -> float:
-    """Of the whole run's forward and backward passes over unique positions, without recomputation."""
+def model_flops(model: HFModelConfig, load: Load, is_frozen: bool = False) -> float:
+    """Of the whole run's forward and backward passes over unique positions, without recomputation and adapters; frozen
+    weights have no gradients."""
+    products = 4 if is_frozen else 6
     per_step = sum(step.sum(axis=(0, 1)) for step in load.steps) * (load.num_steps / len(load.steps))
-    block = 6 * (model.active_weights - model.embedding_weights)
+    block = products * (model.active_weights - model.embedding_weights)
     attention = 12 * model.query_width * model.num_layers
     return float(
-        block * load.num_unique_tokens + attention * per_step[PRODUCTS] + 6 * model.embedding_weights * per_step[SCORED]
+        block * load.num_unique_tokens + attention * per_step[PRODUCTS] + products * model.embedding_weights * per_step[SCORED]
     )
