@@ -187,5 +187,7 @@ def model_flops(model: HFModelConfig, load: Load, is_frozen: bool = False) -> fl
     block = products * (model.active_weights - model.embedding_weights)
     attention = 12 * model.query_width * model.num_layers
     return float(
-        block * load.num_unique_tokens + attention * per_step[PRODUCTS] + products * model.embedding_weights * per_step[SCORED]
+        block * load.num_unique_tokens
+        + attention * per_step[PRODUCTS]
+        + products * model.embedding_weights * per_step[SCORED]
     )
