@@ -186,8 +186,5 @@ def model_flops(model: HFModelConfig, load: Load, is_frozen: bool = False) -> fl
     per_step = sum(step.sum(axis=(0, 1)) for step in load.steps) * (load.num_steps / len(load.steps))
     block = products * (model.active_weights - model.embedding_weights)
     attention = 12 * model.query_width * model.num_layers
-    return float(
-        block * load.num_unique_tokens
-        + attention * per_step[PRODUCTS]
-        + products * model.embedding_weights * per_step[SCORED]
-    )
+    head = products * model.embedding_weights
+    return float(block * load.num_unique_tokens + attention * per_step[PRODUCTS] + head * per_step[SCORED])
