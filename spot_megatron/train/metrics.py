@@ -123,11 +123,8 @@ class MetricsLog:
             row["warnings"] = sorted(warnings)
         with self._validations.open("a", encoding="utf-8") as file:
             _append(file, row)
-        for key, value in numbers.items():
-            if self._tensorboard:
-                self._tensorboard.add_scalar(key, value, step)
-        if self._wandb:
-            self._wandb.log(numbers, step=step)
+        for logger in self._loggers:
+            logger.log(numbers, step)
         self._warn(step, warnings)
         tqdm.write(validation_line(row, is_best), file=sys.stdout)
         sys.stdout.flush()
