@@ -147,7 +147,7 @@ class Optim(Section):
 
 
 class Validation(Section):
-    """Held-out pairs and texts to keep, measured before the first update and while training; no update depends on it."""
+    """Held-out pairs and texts to keep, measured before the first update and while training. No effect on updates."""
 
     pairs: str | list[str] | None = Field(
         None, description="File or files of held-out pairs, in the format of data.pairs. null: none."

@@ -197,6 +197,17 @@ def test_the_best_step_is_kept_and_exported(folder, best):
         assert_same_weights(best, last)
 
 
+def test_the_best_adapters_are_exported(folder):
+    lora = {"rank": 4, "targets": ["attention", "mlp"]}
+    both = {"export": {"hf": True, "adapter": True}, "lora": lora, "optim": {"lr": 0.05}}
+    best = train(recipe_of(folder, "best_lora", held_out(folder, keep_best="loss"), **both))
+    assert 0 < best_step(best) < 4
+    until = train(recipe_of(folder, "until_best_lora", train={"max_steps": best_step(best)}, **both))
+    assert_same_weights(best, until)
+    name = "adapter/adapter_model.safetensors"
+    assert (best / name).read_bytes() == (until / name).read_bytes()
+
+
 def test_patience_ends_the_run(folder, best, capsys):
     recipe = recipe_of(folder, "patience", held_out(folder, keep_best="loss", patience=2), optim=FALLS)
     run = train(recipe)
