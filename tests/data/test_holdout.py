@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_the_side_depends_on_the_prompt_alone():
 def test_a_larger_fraction_holds_out_all_of_a_smaller_one():
     records = pairs_of([f"question {i}" for i in range(300)])
     sets = [set(held_out_ids(records, fraction)) for fraction in (0.05, 0.1, 0.5, 0.9)]
-    assert all(small < large for small, large in zip(sets, sets[1:], strict=False))
+    assert all(small < large for small, large in itertools.pairwise(sets))
 
 
 def test_tools_and_tokens_are_part_of_the_prompt():

@@ -66,7 +66,7 @@ def add_validations(run: Path, **settings: Any) -> None:
     """Validations at 0, 4 and 8 of a probe and of held-out pairs, whose loss is lowest at step 4."""
     losses, changes = (1.5, 0.5, 0.75), (0.0, -0.01, -0.2)
     rows = [
-        {**{key: 0.0 for key in VALIDATION_METRICS}, "step": step, "loss": loss, "probe_change": change}
+        {**dict.fromkeys(VALIDATION_METRICS, 0.0), "step": step, "loss": loss, "probe_change": change}
         for step, loss, change in zip((0, 4, 8), losses, changes, strict=True)
     ]
     rows[2]["warnings"] = ["probe_falls"]

@@ -211,7 +211,7 @@ def test_validation_is_drawn_beside_training(tmp_path):
     add_validations(run)
     charts = {chart.title.split(":")[0]: chart for chart in learning_charts([read_run(run)], ["run"])}
     assert charts["Loss"].columns == ["step", "last", "validation"]
-    assert [row for row in charts["Loss"].rows if row[2]][0] == ["0", "", "1.5"]
+    assert next(row for row in charts["Loss"].rows if row[2]) == ["0", "", "1.5"]
     assert charts["Reward margin"].columns[-1] == charts["Reward accuracy"].columns[-1] == "validation"
     assert [row[1] for row in charts["Probe"].rows] == ["0", "-0.01", "-0.2"]
     both = {chart.title: chart for chart in learning_charts([read_run(other), read_run(run)], ["other", "run"])}

@@ -92,9 +92,9 @@ def test_committed_validation_data_are_new_questions_and_what_the_model_keeps():
         assert not skills.is_correct(pair["prompt"], pair["rejected"])
     assert probe == make.probe_texts()
     table = corpus.noisy_table()
-    assert {skill: sum(row["meta"]["skill"] == skill for row in probe) for skill in ("if", "kw", "est")} == {
-        skill: make.NUM_PROBE for skill in make.PROBE_SKILLS
-    }
+    assert {
+        skill: sum(row["meta"]["skill"] == skill for row in probe) for skill in ("if", "kw", "est")
+    } == dict.fromkeys(make.PROBE_SKILLS, make.NUM_PROBE)
     for row in probe:
         assert skills.is_correct(row["prompt"], row["response"])
         assert all(len(table[fact]) == 1 for fact in skills.parse(row["prompt"]).factors)
