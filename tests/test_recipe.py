@@ -93,6 +93,13 @@ def test_the_dump_is_the_recipe(tmp_path):
         (BASE + "validation: {pairs: a, keep_best: probe}\n", ["keep_best=probe requires validation.probe"]),
         (BASE + "validation: {pairs: a, patience: 2}\n", ["validation.patience requires validation.keep_best"]),
         (BASE + "validation: {every_steps: 5}\n", ["validation.every_steps requires"]),
+        (BASE + "lora: {rank: 0}\n", ["lora.rank", "greater than or equal to 1"]),
+        (BASE + "lora: {rank: 8, targets: [router]}\n", ["lora.targets.0", "'attention', 'mlp'"]),
+        (BASE + "lora: {rank: 8, targets: []}\n", ["lora.targets"]),
+        (BASE + "lora: {adapter: a}\n", ["lora.adapter require lora.rank"]),
+        (BASE + "lora: {alpha: 64}\n", ["lora.alpha", "require lora.rank"]),
+        (BASE + "export: {adapter: true}\n", ["export.adapter=true requires lora.rank"]),
+        (BASE + "lora: {rank: 8}\nprecision: {fp8: tensorwise}\n", ["precision.fp8=tensorwise", "lora.rank"]),
         (BASE + "optim: {lr: .inf}\n", ["optim.lr", "finite"]),
         (BASE + "optim: {betas: [0.9, .nan]}\n", ["optim.betas", "finite"]),
         (BASE + "evaluation: {max_new_tokens: 0}\n", ["evaluation.max_new_tokens"]),
@@ -141,7 +148,9 @@ def test_an_unreadable_recipe(tmp_path, monkeypatch):
 def test_documented_keys_are_the_schema():
     """The contract with users: sections and keys of the first release."""
     sections = {
-        name: sorted(field.annotation.model_fields) for name, field in Recipe.model_fields.items() if _is_section(field)
+        name: sorted(key.alias or own for own, key in field.annotation.model_fields.items())
+        for name, field in Recipe.model_fields.items()
+        if _is_section(field)
     }
     assert sections["data"] == sorted(
         [
@@ -165,12 +174,12 @@ def test_documented_keys_are_the_schema():
     )
     assert sections["validation"] == sorted(["pairs", "fraction", "probe", "every_steps", "keep_best", "patience"])
     assert sections["precision"] == ["dtype", "fp8", "grad_dtype"]
-    assert sections["checkpoint"] == ["every_steps", "keep", "resume"]
+    assert sections["checkpoint"] == ["async", "every_steps", "keep", "resume"]
     assert sections["evaluation"] == sorted(
         ["questions", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size"]
     )
-    assert sections["logging"] == ["tensorboard", "wandb"]
-    assert sections["export"] == ["hf", "shard_gb"]
+    assert sections["logging"] == ["mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+    assert sections["export"] == ["adapter", "hf", "shard_gb"]
 
 
 def _is_section(field):
@@ -209,7 +218,7 @@ def test_the_reference_holds_every_key_of_every_recipe():
                 yield prefix + name
 
     for path in RECIPE_FOLDER.glob("*.yaml"):
-        assert set(leaves(load_recipe(path).model_dump())) == printed
+        assert set(leaves(load_recipe(path).model_dump(by_alias=True))) == printed
     assert all(f"  {key}: " in as_text() for key in printed)
 
 

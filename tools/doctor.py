@@ -15,7 +15,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 WANTED = ("torch", "megatron-core", "transformers", "safetensors", "psutil", "openai", "math-verify")
-OPTIONAL = ("transformer_engine", "flash_attn", "fused_weight_gradient_mlp_cuda", "wandb")
+OPTIONAL = (
+    "transformer_engine",
+    "flash_attn",
+    "fused_weight_gradient_mlp_cuda",
+    "wandb",
+    "mlflow",
+    "swanlab",
+    "trackio",
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SELFCHECK = ROOT / "docker" / "selfcheck.py"

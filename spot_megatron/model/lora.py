@@ -32,16 +32,6 @@ from torch import Tensor
 from spot_megatron.hf.names import Sharding
 
 SIDES = ("A", "B")
-TARGETS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
-
-
-def target_modules(targets: Sequence[str]) -> tuple[str, ...]:
-    """The Hugging Face modules that recipe targets name, each once, in the model's order."""
-    wanted = {module for target in targets for module in TARGETS.get(target, (target,))}
-    return tuple(module for group in TARGETS.values() for module in group if module in wanted)
 
 
 @dataclass(frozen=True)

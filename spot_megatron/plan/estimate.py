@@ -15,9 +15,10 @@ from spot_megatron.parallel.split import Split, check_split
 from spot_megatron.plan import time
 from spot_megatron.plan.hardware import GPUS_PER_NODE, THIS_PROJECT, Gpu, Software
 from spot_megatron.plan.inputs import PlanInput
-from spot_megatron.plan.memory import RankMemory, checkpoint_bytes, host_bytes_of_save, rank_memory
+from spot_megatron.plan.memory import RankMemory, bytes_per_parameter, checkpoint_bytes, host_bytes_of_save, rank_memory
 from spot_megatron.plan.models import planned_model
 from spot_megatron.plan.time import StepTime
+from spot_megatron.plan.trained import num_trained, trained_of_rank
 from spot_megatron.plan.workload import (
     Assumptions,
     Load,
@@ -52,7 +53,9 @@ class Estimate:
     @cached_property
     def parts(self) -> dict[str, float]:
         """Seconds of the run by part."""
-        saves = math.ceil(self.load.num_steps / self.recipe.checkpoint.every_steps)
+        every = self.recipe.checkpoint.every_steps
+        saves = (self.load.num_steps - 1) // every if every else 0
+        saves += not self.recipe.export.hf  # after the last step
         disk = time.DISK_BYTES_PER_SECOND
         export = 2 * self.inputs.model.num_parameters / disk if self.recipe.export.hf else 0.0
         return {
@@ -80,9 +83,9 @@ class Estimate:
     @property
     def mfu(self) -> float:
         """Model FLOPs of unique tokens in the training loop, of the GPUs' bf16 peak (fp32's in fp32)."""
-        gpu = self.inputs.gpu
+        gpu, is_frozen = self.inputs.gpu, self.recipe.lora.rank is not None
         peak = (gpu.fp32 if self.recipe.precision.dtype == "fp32" else gpu.bf16) * 1e12 * self.inputs.split.num_gpus
-        return time.model_flops(self.inputs.model, self.load) / self.parts["training"] / peak
+        return time.model_flops(self.inputs.model, self.load, is_frozen) / self.parts["training"] / peak
 
     @property
     def gpu_hours(self) -> float:
@@ -104,11 +107,12 @@ class Estimate:
         """Of a node, besides what its processes hold anyway, while a checkpoint is saved."""
         split = self.inputs.split
         ranks_of_node = min(split.num_gpus, split.gpus_per_node)
-        return ranks_of_node * host_bytes_of_save(self.inputs, self.memory.weights)
+        weights, _, _ = bytes_per_parameter(self.recipe.precision, self.recipe.memory)
+        return ranks_of_node * host_bytes_of_save(self.inputs, weights * sum(trained_of_rank(self.inputs, 0)))
 
     @property
     def _one_checkpoint(self) -> int:
-        return checkpoint_bytes(self.inputs.model.num_parameters, self.recipe.precision)
+        return checkpoint_bytes(num_trained(self.inputs.model, self.recipe.lora), self.recipe.precision)
 
     @property
     def _num_validations(self) -> int:
@@ -163,7 +167,7 @@ class Planner:
             )
         split = Split(recipe.parallel, num_gpus, GPUS_PER_NODE)
         check_split(self.model, split)
-        return PlanInput(self.model, split, recipe.precision, recipe.memory, self.gpu, self.software)
+        return PlanInput(self.model, split, recipe.precision, recipe.memory, self.gpu, self.software, recipe.lora)
 
     def _load(self, recipe: Recipe, split: Split) -> Load:
         data, p = recipe.data, recipe.parallel

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic.fields import FieldInfo
 
-from spot_megatron.recipe.schema import Recipe, Section
+from spot_megatron.recipe.schema import Recipe
+from spot_megatron.recipe.section import Section
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ def sections(model: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[
             nested.append((kind, f"{prefix}{name}"))
         else:
             default = "required" if field.is_required() else _as_yaml(field.default)
-            keys.append(Key(f"{prefix}{name}", _type(kind) + _limits(field), default, field.description or ""))
+            keys.append(
+                Key(f"{prefix}{field.alias or name}", _type(kind) + _limits(field), default, field.description or "")
+            )
     yield prefix.rstrip("."), (model.__doc__ or "").strip(), keys
     for kind, name in nested:
         yield from sections(kind, f"{name}.")

@@ -30,7 +30,7 @@ def _rules(recipe: Recipe) -> dict[str, bool]:
         ),
         f"objective.shift.kind={shift.kind} applies only to objective.name=spot_bco; with {objective.name} set it to "
         "none": shift.kind != "none" and objective.name != "spot_bco",
-        f"objective.label_smoothing applies only to objective.name=dpo or spot_bce, not to {objective.name}": (
+        "objective.label_smoothing applies only to objective.name=dpo or spot_bce; with any other set it to 0": (
             objective.label_smoothing > 0 and objective.name not in ("dpo", "spot_bce")
         ),
         "objective.shift.decay applies only to objective.shift.kind=ema": (

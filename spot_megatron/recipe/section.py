@@ -1,4 +1,4 @@
-"""The base of all sections of a recipe."""
+"""The base of a recipe's sections: unknown keys, other types and numbers that are not finite are errors."""
 
 from __future__ import annotations
 

@@ -49,6 +49,9 @@ def run(recipe: Recipe, topology: Topology) -> int:
 def work(job: Setup) -> int:
     """Loads the model, runs the reference pass, trains and exports. Returns the exit code."""
     recipe, topology = job.recipe, job.topology
+    if job.finished:
+        say(topology, f"{job.folder} holds a finished run of this recipe: nothing is left to do")
+        return 0
     job.heartbeat.beat(0, "loading the weights")
     chunks = build_model(transformer_config(job.hf, recipe, topology.device.type), job.hf)
     load_hf(chunks, job.weights, job.hf)
@@ -71,6 +74,7 @@ def work(job: Setup) -> int:
         export(job, policy)
     if topology.is_main:
         write_report(job.folder)
+        job.checkpoints.mark_finished(job.sampler.num_steps, job.folder / "hf" if recipe.export.hf else None)
     return 0
 
 
@@ -89,6 +93,7 @@ def export(job: Setup, policy: Policy) -> None:
 def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray, validation: Validation) -> bool:
     """Runs all updates that are left. Returns True if a signal stopped the run after saving."""
     recipe, topology, num_steps = job.recipe, job.topology, job.sampler.num_steps
+    every, exports = recipe.checkpoint.every_steps, recipe.export.hf or recipe.export.adapter
     first = job.checkpoints.resume(policy, shift)
     validation.resume(first)
     say(topology, f"{len(job.dataset)} pairs, steps {first} to {num_steps} of {num_steps}")
@@ -120,11 +125,15 @@ def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray,
 
             is_best = validation.run(step + 1, policy, shift, log)
             stopping, is_last = stop.on_any_rank(), step + 1 == num_steps or validation.is_over
-            if stopping or is_last or is_best or (step + 1) % recipe.checkpoint.every_steps == 0:
+            job.checkpoints.advance()
+            if stopping or is_last or is_best or (every and (step + 1) % every == 0):
                 job.heartbeat.beat(step + 1, "saving")
                 policy.gather_weights()
                 check_weights(policy.bare, step + 1)
-                job.checkpoints.save(step + 1, policy, shift, validation.best.state_dict())
+                if stopping or not is_last or not exports:  # the last state is exported instead
+                    job.checkpoints.save(step + 1, policy, shift, validation.best.state_dict())
+            if stopping or is_last:
+                job.checkpoints.finish()
             if stopping and not is_last:
                 say(topology, f"stopped by a signal after step {step + 1}, saved; run the same command to continue")
                 return True

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib
 import json
 import os
 import sys
@@ -14,9 +12,10 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from spot_megatron.errors import PairError, RecipeError
+from spot_megatron.errors import PairError
 from spot_megatron.files import parse_line, write_rows
 from spot_megatron.recipe import Recipe
+from spot_megatron.train.loggers import open_loggers
 from spot_megatron.train.step import StepSums
 from spot_megatron.train.watch import KEYS, Watch
 
@@ -39,19 +38,6 @@ def metrics_row(step: int, sums: StepSums, shift: float, lr: float, seconds: flo
         "unique_tokens": sums.num_unique_tokens,
         "seconds": round(seconds, 4),
     }
-
-
-def check_loggers(recipe: Recipe) -> None:
-    """Raises RecipeError, on every rank, if a logger of the recipe needs a package that is not installed."""
-    wanted = {"tensorboard": recipe.logging.tensorboard, "wandb": recipe.logging.wandb}
-    for package in (name for name, is_wanted in wanted.items() if is_wanted):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise RecipeError(
-                f"logging.{package}=true: the package cannot be imported ({error}); pip install {package}, or set "
-                f"logging.{package}=false"
-            ) from None
 
 
 def earlier_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
@@ -102,8 +88,7 @@ class MetricsLog:
             write_rows(self._validations, validations)
         self._watch = Watch(rows, validations)
         self._every = recipe.train.log_every_steps
-        self._tensorboard = _tensorboard(folder, first_step) if recipe.logging.tensorboard else None
-        self._wandb = _wandb(folder, recipe) if recipe.logging.wandb else None
+        self._loggers = open_loggers(folder, recipe, first_step)
         self._interactive = sys.stderr.isatty()
         self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not self._interactive)
 
@@ -120,11 +105,8 @@ class MetricsLog:
             row["warnings"] = sorted(warnings)
         _append(self._file, row)
         numbers = {key: value for key, value in row.items() if key != "warnings"}
-        for key, value in numbers.items():
-            if self._tensorboard and key != "step":
-                self._tensorboard.add_scalar(f"train/{key}", value, step)
-        if self._wandb:
-            self._wandb.log(numbers, step=step)
+        for logger in self._loggers:
+            logger.log(numbers, step)
         self._bar.update()
         self._warn(step, warnings)
         if step % self._every == 0:
@@ -141,11 +123,8 @@ class MetricsLog:
             row["warnings"] = sorted(warnings)
         with self._validations.open("a", encoding="utf-8") as file:
             _append(file, row)
-        for key, value in numbers.items():
-            if self._tensorboard:
-                self._tensorboard.add_scalar(key, value, step)
-        if self._wandb:
-            self._wandb.log(numbers, step=step)
+        for logger in self._loggers:
+            logger.log(numbers, step)
         self._warn(step, warnings)
         tqdm.write(validation_line(row, is_best), file=sys.stdout)
         sys.stdout.flush()
@@ -174,10 +153,8 @@ class MetricsLog:
             return
         self._bar.close()
         self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
-        if self._wandb:
-            self._wandb.finish(exit_code=0 if kind is None else 1)
+        for logger in self._loggers:
+            logger.close(failed=kind is not None)
 
 
 def validation_line(row: dict[str, Any], is_best: bool) -> str:
@@ -203,22 +180,3 @@ def _append(file: TextIO, row: dict[str, Any]) -> None:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-def _tensorboard(folder: Path, first_step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-
-
-def _wandb(folder: Path, recipe: Recipe) -> Any:
-    import wandb
-
-    return wandb.init(
-        project="spot_megatron",
-        name=recipe.name,
-        id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],  # the folder's: recipes share names
-        resume="allow",
-        dir=str(folder),
-        config=recipe.model_dump(),
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -24,10 +24,10 @@ from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 from spot_megatron.train import checkpoint
 from spot_megatron.train.batches import training_batches
-from spot_megatron.train.checkpoint import Checkpoints, Found, find_intact, set_aside
+from spot_megatron.train.checkpoint import FINISHED, Checkpoints, Found, find_intact, finished_state, set_aside
 from spot_megatron.train.data import read_data
 from spot_megatron.train.heartbeat import Heartbeat
-from spot_megatron.train.metrics import check_loggers
+from spot_megatron.train.loggers import check_loggers
 from spot_megatron.train.packing import pack_multiple
 from spot_megatron.train.run_folder import first_date, from_main, prepare_folder, say
 from spot_megatron.weights.peft import adapter_digest
@@ -49,6 +49,7 @@ class Setup:
     heartbeat: Heartbeat
     held_out: PreferencePairDataset | None = None
     probe: PreferencePairDataset | None = None
+    finished: bool = False  # by an earlier start: nothing is left to do
 
     def packs(self, step: int) -> list[Pack]:
         """This rank's micro-batches of a step."""
@@ -78,8 +79,10 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
     transformer_config(hf, recipe, topology.device.type)  # raises for a split that does not fit, before data is read
     weights = HFFolder(hf_folder)
     output = Path(recipe.output)
-    found = find_intact(output / "checkpoints") if recipe.checkpoint.resume == "auto" else Found()
-    started: datetime = from_main(lambda: first_date(output, found.state, recipe.checkpoint.resume), topology)
+    resume = recipe.checkpoint.resume
+    finished = from_main(lambda: finished_state(output) if resume == "auto" else None, topology)
+    found = find_intact(output / "checkpoints") if resume == "auto" and not finished else Found()
+    started: datetime = from_main(lambda: first_date(output, finished or found.state, resume), topology)
     data = read_data(recipe, hf_folder, hf, topology, started)
     dataset = _dataset(data.training.pairs, recipe)
     sampler = training_batches(recipe, dataset, hf, topology)
@@ -93,16 +96,27 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
             )
         if not (found.newest / CHECKSUMS).is_file():
             say(topology, f"WARNING: {found.newest} has no {CHECKSUMS}, so damage to its files may go unnoticed")
+    checkpoints = Checkpoints(
+        output / "checkpoints",
+        identity,
+        started,
+        hf_folder,
+        keep=recipe.checkpoint.keep,
+        found=found,
+        background=recipe.checkpoint.background,
+    )
+    job = Setup(recipe, topology, output, hf, weights, digest, dataset, sampler, checkpoints, heartbeat)
+    if finished:
+        checkpoint.check_identity(output / FINISHED, finished, identity)
+        return replace(job, finished=True)
     folder = prepare_folder(recipe, topology, started)
     if topology.is_main:
+        (folder / FINISHED).unlink(missing_ok=True)  # its export is gone
         write_json(folder / "dropped.json", data.training.dropped)
         for damaged, reason in found.damaged.items():
             say(topology, f"WARNING: {reason}. Renamed to {set_aside(damaged)}; continuing from {found.newest}")
-    checkpoints = Checkpoints(folder / "checkpoints", identity, started, hf_folder, recipe.checkpoint.keep, found)
     held_out, probe = (_dataset(pairs, recipe) if pairs else None for pairs in (data.held_out, data.probe))
-    return Setup(
-        recipe, topology, folder, hf, weights, digest, dataset, sampler, checkpoints, heartbeat, held_out, probe
-    )
+    return replace(job, held_out=held_out, probe=probe)
 
 
 def _dataset(pairs: list[TokenPair], recipe: Recipe) -> PreferencePairDataset:

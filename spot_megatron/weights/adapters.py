@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from spot_megatron.hf.config import HFModelConfig
-from spot_megatron.hf.names import ParameterMapping, Sharding, resolve, weight_map
+from spot_megatron.hf.names import ParameterMapping, Sharding, resolve, target_modules, weight_map
 from spot_megatron.model.gpt import PairGPT
 from spot_megatron.model.lora import (
     Layout,
@@ -16,7 +16,6 @@ from spot_megatron.model.lora import (
     Matrix,
     add_adapter,
     initial_bound,
-    target_modules,
 )
 from spot_megatron.recipe import Lora
 from spot_megatron.weights.peft import AdapterFolder
@@ -40,9 +39,9 @@ def attach_adapters(chunks: Sequence[PairGPT], hf: HFModelConfig, lora: Lora, se
         for name, weight in list(chunk.named_parameters()):
             weight.requires_grad_(False)
             mapping, hf_names = resolve(mappings, name, offset, placement.expert_offset(hf.num_experts))
-            matrices = _matrices(mapping, hf_names, modules)
-            if not any(matrix.is_target for matrix in matrices):
+            if not any(mapping.adapted(modules)):
                 continue
+            matrices = _matrices(mapping, hf_names, modules)
             adapter = LinearAdapter(matrices, _layout(mapping, hf, placement, chunk), _rank(lora), lora.alpha, weight)
             fill(adapter, source, seed)
             add_adapter(chunk.get_submodule(name.rpartition(".")[0]), adapter)
@@ -54,14 +53,10 @@ def _rank(lora: Lora) -> int:
 
 
 def _matrices(mapping: ParameterMapping, hf_names: Sequence[str], modules: Sequence[str]) -> list[Matrix]:
-    """The Hugging Face matrices of a parameter; none of norms, biases and the router."""
-    if mapping.layers is None or not all(name.endswith(".weight") for name in hf_names):
-        return []
     matrices = []
-    for name, shape in zip(hf_names, mapping.shapes, strict=True):
-        module = name.removesuffix(".weight")
-        num_rows, num_columns = shape if len(shape) == 2 else (*shape, 1)
-        matrices.append(Matrix(module, (num_rows, num_columns), module.rpartition(".")[2] in modules))
+    for name, shape, is_target in zip(hf_names, mapping.shapes, mapping.adapted(modules), strict=True):
+        num_rows, num_columns = shape
+        matrices.append(Matrix(name.removesuffix(".weight"), (num_rows, num_columns), is_target))
     return matrices
 
 

@@ -20,10 +20,10 @@ from spot_megatron.files import write_json
 from spot_megatron.hf.checksums import sums_of
 from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.hf.folder import DTYPES, HFFolder
-from spot_megatron.hf.names import ParameterMapping, Sharding, hf_shapes
+from spot_megatron.hf.names import ParameterMapping, Sharding, target_modules, weight_map
 from spot_megatron.hf.output import join_shards, partial_folder, publish, refuse_destination, start_partial
 from spot_megatron.model.gpt import PairGPT
-from spot_megatron.model.lora import Matrix, adapters_of, target_modules
+from spot_megatron.model.lora import Matrix, adapters_of
 from spot_megatron.recipe import Lora
 from spot_megatron.weights.checkpoint import save_checksums
 from spot_megatron.weights.export import Share, ShareDealer, write_shares
@@ -55,11 +55,13 @@ def adapter_shapes(lora: Lora, hf: HFModelConfig) -> dict[str, tuple[int, int]]:
     """Name and shape of every tensor in the PEFT folder of a recipe's adapters."""
     modules, rank = target_modules(lora.targets), lora.rank or 0
     found: dict[str, tuple[int, int]] = {}
-    for name, shape in hf_shapes(hf).items():
-        module = name.removesuffix(".weight")
-        if name.endswith(".weight") and module.rpartition(".")[2] in modules:
-            found[tensor_name(module, "A")] = (rank, shape[1])
-            found[tensor_name(module, "B")] = (shape[0], rank)
+    for mapping in weight_map(hf):
+        for layer, expert in mapping.instances() if any(mapping.adapted(modules)) else ():
+            names = mapping.hf_names(layer, expert)
+            for name, shape, is_target in zip(names, mapping.shapes, mapping.adapted(modules), strict=True):
+                if is_target:
+                    found[tensor_name(name.removesuffix(".weight"), "A")] = (rank, shape[1])
+                    found[tensor_name(name.removesuffix(".weight"), "B")] = (shape[0], rank)
     return found
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -207,7 +206,7 @@ def test_a_run_resumes(folder, memory):
     """Started again from its middle it continues as before: to rounding, since kernels may add up in another order."""
     sections = {"precision": {"dtype": "bf16"}, "memory": memory, "checkpoint": {"every_steps": 4, "keep": 9}}
     whole = train(folder, "run", 8, **sections)
-    shutil.rmtree(folder / "run" / "checkpoints" / "step_00000008")
+    (folder / "run" / "finished.json").unlink()
     again = train(folder, "run", 8, **sections)
     for ours, theirs in zip(again, whole, strict=True):
         assert ours["reward_margin"] == pytest.approx(theirs["reward_margin"], rel=1e-2, abs=1e-3)

@@ -119,7 +119,13 @@ def test_killed_and_resumed_with_keep_best_and_patience(folder, best):
     assert_same_weights(run, best)
 
 
-def test_a_missing_best_checkpoint_is_named(folder):
+@pytest.fixture
+def never_finished(monkeypatch):
+    """Runs do not record that they are complete, so that the next start resumes them."""
+    monkeypatch.setattr(Checkpoints, "mark_finished", lambda *args: None)
+
+
+def test_a_missing_best_checkpoint_is_named(folder, never_finished):
     recipe = recipe_of(folder, "pruned", held_out(folder, keep_best="loss"), optim=FALLS)
     run = train(recipe)
     for file in sorted((run / "checkpoints" / f"step_{best_step(run):08d}").rglob("*"), reverse=True):
@@ -129,9 +135,9 @@ def test_a_missing_best_checkpoint_is_named(folder):
         train(recipe)
 
 
-def test_another_best_starts_anew(folder, capsys):
-    train(recipe_of(folder, "other_best", held_out(folder, keep_best="loss"), train={"epochs": 1}))
-    train(recipe_of(folder, "other_best", held_out(folder, keep_best="probe"), train={"epochs": 1}))
+def test_another_best_starts_anew(folder, capsys, never_finished):
+    train(recipe_of(folder, "other_best", held_out(folder, keep_best="loss")))
+    train(recipe_of(folder, "other_best", held_out(folder, keep_best="probe")))
     assert "starts anew" in capsys.readouterr().out
 
 
