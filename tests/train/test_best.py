@@ -99,7 +99,7 @@ def test_a_crash_at_any_step_resumes_to_the_same_end(folder, best, monkeypatch, 
             break
         except Crash:
             continue
-    assert len(crashed) >= 6
+    assert len(crashed) >= 5  # the state after the last step is exported, not saved
     assert rows(run, "validation.jsonl") == rows(best, "validation.jsonl")
     assert_same_weights(run, best)
 
