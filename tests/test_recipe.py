@@ -86,6 +86,13 @@ def test_the_dump_is_the_recipe(tmp_path):
         (BASE + "memory: {recompute_above_tokens: 8192}\n", ["recompute_above_tokens", "tokens_per_microbatch"]),
         (BASE + "precision: {dtype: fp32}\nmemory: {moments: bf16}\n", ["moments", "bf16"]),
         (BASE + "precision: {fp8: tensorwise}\nmemory: {master_weights: remainders}\n", ["fp8", "master_weights"]),
+        (BASE + "validation: {pairs: a, fraction: 0.1}\n", ["validation.pairs and validation.fraction", "only one"]),
+        (BASE + "validation: {pairs: []}\n", ["validation.pairs names no file"]),
+        (BASE + "validation: {fraction: 1.0}\n", ["validation.fraction"]),
+        (BASE + "validation: {probe: a, keep_best: loss}\n", ["keep_best=loss requires validation.pairs"]),
+        (BASE + "validation: {pairs: a, keep_best: probe}\n", ["keep_best=probe requires validation.probe"]),
+        (BASE + "validation: {pairs: a, patience: 2}\n", ["validation.patience requires validation.keep_best"]),
+        (BASE + "validation: {every_steps: 5}\n", ["validation.every_steps requires"]),
         (BASE + "lora: {rank: 0}\n", ["lora.rank", "greater than or equal to 1"]),
         (BASE + "lora: {rank: 8, targets: [router]}\n", ["lora.targets.0", "'attention', 'mlp'"]),
         (BASE + "lora: {rank: 8, targets: []}\n", ["lora.targets"]),
@@ -165,6 +172,7 @@ def test_documented_keys_are_the_schema():
     assert sections["parallel"] == sorted(
         ["tensor", "sequence", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor", "timeout_minutes"]
     )
+    assert sections["validation"] == sorted(["pairs", "fraction", "probe", "every_steps", "keep_best", "patience"])
     assert sections["precision"] == ["dtype", "fp8", "grad_dtype"]
     assert sections["checkpoint"] == ["async", "every_steps", "keep", "resume"]
     assert sections["evaluation"] == sorted(
@@ -194,6 +202,8 @@ def test_every_key_has_a_description_type_and_default():
     assert by_name["optim.betas"].type == "list of float"
     assert by_name["model.hf"].default == "required"
     assert by_name["precision.dtype"].type == "one of fp32, bf16"
+    best = "one of loss, reward_accuracy, reward_margin, probe or null"
+    assert by_name["validation.keep_best"].type == best
 
 
 def test_the_reference_holds_every_key_of_every_recipe():

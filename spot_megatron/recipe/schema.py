@@ -146,7 +146,7 @@ class Optim(Section):
 
 
 class Validation(Section):
-    """Held-out pairs and texts to keep, measured before the first update and while training. Updates do not change."""
+    """Held-out pairs and texts to keep, measured before the first update and while training. No effect on updates."""
 
     pairs: str | list[str] | None = Field(
         None, description="File or files of held-out pairs, in the format of data.pairs. null: none."

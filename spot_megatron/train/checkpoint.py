@@ -50,8 +50,8 @@ FINISHED = "finished.json"
 PARTIAL = ".partial_"
 PAIRS, WEIGHTS = "digest of the pairs", "digest of the initial weights"
 _DIGESTS = {
-    PAIRS: "the token ids of data.pairs have changed since this run began (another pair file, tokenizer or chat "
-    "template): restore them",
+    PAIRS: "the token ids of data.pairs have changed since this run began (another pair file, "
+    "validation.fraction, tokenizer or chat template): restore them",
     WEIGHTS: "the weights of model.hf, its config.json or lora.adapter have changed since this run began: restore them",
 }
 

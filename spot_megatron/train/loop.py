@@ -67,21 +67,27 @@ def work(job: Setup) -> int:
     stopped = train(job, policy, shift, reference, validation)
     if stopped:
         return EXIT_STOPPED
-    if recipe.export.hf:
+    policy.gather_weights()
+    if recipe.export.hf or recipe.export.adapter:
         job.heartbeat.beat(job.sampler.num_steps, "exporting")
-        policy.gather_weights()
         validation.load_best(policy)
-        result = job.folder / "hf"
-        export_hf(policy.bare, job.weights.folder, result, job.hf, shard_gb=recipe.export.shard_gb, replace=True)
-        say(topology, f"exported to {result}")
-    if recipe.export.adapter:
-        policy.gather_weights()
-        export_adapter(policy.bare, job.folder / "adapter", job.hf, recipe.lora, recipe.model.hf)
-        say(topology, f"adapters exported to {job.folder / 'adapter'}")
+        export(job, policy)
     if topology.is_main:
         write_report(job.folder)
         job.checkpoints.mark_finished(job.sampler.num_steps, job.folder / "hf" if recipe.export.hf else None)
     return 0
+
+
+def export(job: Setup, policy: Policy) -> None:
+    """Writes what the recipe exports of the weights that the model holds. Collective."""
+    recipe, topology = job.recipe, job.topology
+    if recipe.export.hf:
+        result = job.folder / "hf"
+        export_hf(policy.bare, job.weights.folder, result, job.hf, shard_gb=recipe.export.shard_gb, replace=True)
+        say(topology, f"exported to {result}")
+    if recipe.export.adapter:
+        export_adapter(policy.bare, job.folder / "adapter", job.hf, recipe.lora, recipe.model.hf)
+        say(topology, f"adapters exported to {job.folder / 'adapter'}")
 
 
 def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray, validation: Validation) -> bool:

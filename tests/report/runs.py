@@ -16,7 +16,7 @@ from bokeh.models.annotations import Span
 from spot_megatron.report import write_report
 from spot_megatron.report.charts import Chart
 from spot_megatron.report.page import learning_charts, reference_charts, run_labels, speed_charts
-from spot_megatron.report.run import read_run
+from spot_megatron.report.run import VALIDATION_METRICS, read_run
 
 HOSTILE = "</pre></title><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'{{ 7*7 }}"
 RECIPE = {
@@ -60,6 +60,18 @@ def make_run(folder: Path, num_steps: int = 9, recipe: dict[str, Any] | None = N
     pairs = [{"id": str(i), "logp_chosen": -10.0 - i, "logp_rejected": -12.0 + i} for i in range(11)]
     (folder / "reference.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return folder
+
+
+def add_validations(run: Path, **settings: Any) -> None:
+    """Validations at 0, 4 and 8 of a probe and of held-out pairs, whose loss is lowest at step 4."""
+    losses, changes = (1.5, 0.5, 0.75), (0.0, -0.01, -0.2)
+    rows = [
+        {**dict.fromkeys(VALIDATION_METRICS, 0.0), "step": step, "loss": loss, "probe_change": change}
+        for step, loss, change in zip((0, 4, 8), losses, changes, strict=True)
+    ]
+    rows[2]["warnings"] = ["probe_falls"]
+    (run / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "validation": settings}, sort_keys=False))
 
 
 def result(**skills: tuple[int, int]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from spot_megatron.data.sampler import BatchSampler
 from spot_megatron.report import facts
 from spot_megatron.report.run import Score, read_run
-from tests.report.runs import RECIPE, Page, make_run, result, warnings_of
+from tests.report.runs import RECIPE, Page, add_validations, make_run, result, warnings_of
 
 
 def test_named_warnings_are_shown_with_their_first_step(tmp_path):
@@ -93,3 +93,30 @@ def test_dropped_pairs_are_shown_with_their_reasons(tmp_path):
         page = Page(run)
         assert "pairs dropped" not in page.cards
         assert any(level == "note" and "dropped.json" in text for level, text in page.checks)
+
+
+def test_validation_is_among_the_facts(tmp_path):
+    run = make_run(tmp_path)
+    before = {fact.name for fact in facts.headline(read_run(run))}
+    add_validations(run, keep_best="loss")
+    found = {fact.name: fact.value for fact in facts.headline(read_run(run))}
+    assert set(found) - before == {"validation loss", "probe", "best step"}
+    assert (found["validation loss"], found["probe"], found["best step"]) == ("1.5 → 0.75", "-0.2", "4")
+    assert any("probe_falls in 1 step (first: step 8)" in check.text for check in facts.checks(read_run(run)))
+
+
+@pytest.mark.parametrize(
+    ("keep_best", "patience", "ended"),
+    [("loss", 1, True), ("loss", 2, False), ("loss", None, False), ("reward_margin", 1, True), (None, None, False)],
+)
+def test_a_run_without_patience_left_is_not_called_unfinished(tmp_path, keep_best, patience, ended):
+    run = make_run(tmp_path, num_steps=8)  # of 9
+    add_validations(run, keep_best=keep_best, patience=patience)
+    [progress] = [check for check in facts.checks(read_run(run)) if "step 8 of 9" in check.text]
+    assert (progress.level, "patience" in progress.text) == (("good", True) if ended else ("warn", False))
+
+
+def test_the_best_probe_is_the_highest(tmp_path):
+    run = make_run(tmp_path)
+    add_validations(run, keep_best="probe")
+    assert read_run(run).best_step == 4  # the one before the first update does not take part

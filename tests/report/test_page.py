@@ -17,7 +17,9 @@ import pytest
 import yaml
 
 from spot_megatron.report import write_report
-from tests.report.runs import HOSTILE, RECIPE, Page, charts_of, drawn, lines, make_run, result, row
+from spot_megatron.report.page import learning_charts
+from spot_megatron.report.run import read_run
+from tests.report.runs import HOSTILE, RECIPE, Page, add_validations, charts_of, drawn, lines, make_run, result, row
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +204,16 @@ def test_needs_neither_torch_nor_megatron(tmp_path):
         [sys.executable, "-c", program, str(tmp_path / "run")], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_validation_is_drawn_beside_training(tmp_path):
+    run, other = make_run(tmp_path / "run"), make_run(tmp_path / "other")
+    add_validations(run)
+    charts = {chart.title.split(":")[0]: chart for chart in learning_charts([read_run(run)], ["run"])}
+    assert charts["Loss"].columns == ["step", "last", "validation"]
+    assert next(row for row in charts["Loss"].rows if row[2]) == ["0", "", "1.5"]
+    assert charts["Reward margin"].columns[-1] == charts["Reward accuracy"].columns[-1] == "validation"
+    assert [row[1] for row in charts["Probe"].rows] == ["0", "-0.01", "-0.2"]
+    both = {chart.title: chart for chart in learning_charts([read_run(other), read_run(run)], ["other", "run"])}
+    assert both["Loss"].columns == ["step", "other", "run", "run, validation"]
+    assert "Probe" not in {chart.title.split(":")[0] for chart in learning_charts([read_run(other)], ["other"])}

@@ -79,6 +79,27 @@ def test_committed_questions_are_the_generated_ones_and_heldout_is_disjoint():
     assert {pair["id"] for pair in read("pairs.jsonl")} <= {row["id"] for row in asked}
 
 
+def test_committed_validation_data_are_new_questions_and_what_the_model_keeps():
+    pairs, probe = read("validation.jsonl"), read("probe.jsonl")
+    trained_or_asked = {row["prompt"] for row in read("pairs.jsonl")} | {
+        row["question"] for row in read("heldout.jsonl")
+    }
+    assert len(pairs) > 80
+    assert {row["prompt"] for row in pairs} <= {item.question for item in make.validation_questions()}
+    assert not {row["prompt"] for row in [*pairs, *probe]} & trained_or_asked
+    for pair in pairs:
+        assert pair["chosen"] == skills.correct(pair["prompt"], pair["rejected"])
+        assert not skills.is_correct(pair["prompt"], pair["rejected"])
+    assert probe == make.probe_texts()
+    table = corpus.noisy_table()
+    assert {
+        skill: sum(row["meta"]["skill"] == skill for row in probe) for skill in ("if", "kw", "est")
+    } == dict.fromkeys(make.PROBE_SKILLS, make.NUM_PROBE)
+    for row in probe:
+        assert skills.is_correct(row["prompt"], row["response"])
+        assert all(len(table[fact]) == 1 for fact in skills.parse(row["prompt"]).factors)
+
+
 # ---- pretraining
 
 
@@ -113,9 +134,10 @@ def test_pretraining_learns_and_is_reproducible(tmp_path):
 def test_pairs_stage_accounts_for_every_question(tmp_path, monkeypatch):
     """The pair stage on fewer questions: each is right or becomes a pair, or has a named reason."""
     for file in ASSETS.iterdir():
-        if file.name not in ("pairs.jsonl", "heldout.jsonl", "questions.jsonl"):
+        if file.suffix != ".jsonl":
             shutil.copy(file, tmp_path)
     monkeypatch.setattr(make, "NUM_ELICITED", 40)
+    monkeypatch.setattr(make, "NUM_VALIDATION", 20)
     fates = make.make_pairs(tmp_path)
     num_pairs = len((tmp_path / "pairs.jsonl").read_text().splitlines())
     assert sum(fates.values()) == len((tmp_path / "questions.jsonl").read_text().splitlines())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spot_megatron.train.watch import WINDOW, Watch
+from spot_megatron.train.watch import PROBE_FALL, WINDOW, Watch
 
 
 def healthy(num_steps: int) -> list[dict]:
@@ -59,3 +59,26 @@ def test_a_resumed_run_warns_as_if_it_had_not_stopped():
     whole = names(rows)
     for stop in (3, 14, 15, 16, WINDOW, 44, 45, 46):
         assert names(rows[stop:], Watch(rows[:stop])) == whole[stop:], stop
+
+
+def validations(*changes: float) -> list[dict]:
+    return [{"step": step, "probe_change": change} for step, change in enumerate(changes)]
+
+
+def test_a_probe_that_falls_while_the_margin_grows():
+    """Once a run, beyond the threshold only, and not again after a resume."""
+    watch = Watch(healthy(30))
+    found = [watch.look_at_validation(row) for row in validations(0.0, -0.9 * PROBE_FALL, -1.1 * PROBE_FALL, -1.0)]
+    assert [sorted(each) for each in found] == [[], [], ["probe_falls"], []]
+    assert "lost 0.110 nats a token" in found[2]["probe_falls"]
+    resumed = Watch(healthy(30), [{"step": 2, "probe_change": -1.0, "warnings": ["probe_falls"]}])
+    assert not resumed.look_at_validation({"step": 3, "probe_change": -1.0})
+
+
+@pytest.mark.parametrize("rows", [[], [{**row, "reward_margin": -0.01} for row in healthy(30)]])
+def test_a_probe_that_falls_without_a_margin_is_no_forgetting(rows):
+    assert not Watch(rows).look_at_validation({"step": 1, "probe_change": -1.0})
+
+
+def test_a_validation_without_a_probe_has_no_warning():
+    assert not Watch(healthy(30)).look_at_validation({"step": 1, "loss": 5.0})
