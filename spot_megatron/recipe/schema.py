@@ -226,6 +226,9 @@ class Export(Section):
     """The result as a Hugging Face folder, in output/hf."""
 
     hf: bool = Field(True, description="Exports the trained model after the last step.")
+    dtype: Literal["source", "fp32", "bf16"] = Field(
+        "source", description="Type of the exported weights. source: as in model.hf."
+    )
     shard_gb: float = Field(5.0, gt=0, description="Upper bound on the size of a safetensors file, in 10^9 bytes.")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ METRICS = (
     "unique_tokens",
     "seconds",
 )
+
+
+EXPORT = "export.json"  # rewards of a sample of pairs as trained and as exported
+MARGIN_LOSS = 0.1  # share of the margin that an export may lose by rounding without a warning
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Run:
     base_skills: Skills
     skills: Skills
     problems: list[str]
+    export: dict[str, Any] = field(default_factory=dict)  # export.json by dotted key
 
     @property
     def name(self) -> str:
@@ -124,6 +129,7 @@ def read_run(folder: Path) -> Run:
         base_skills=base_skills,
         skills=skills,
         problems=problems,
+        export=_flatten(_read_json(folder / EXPORT, problems)) if (folder / EXPORT).is_file() else {},
     )
 
 

@@ -16,6 +16,7 @@ from spot_megatron.objective.shift import RewardShift
 from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 from spot_megatron.report import write_report
+from spot_megatron.train.export_gate import export_run
 from spot_megatron.train.finite import check_gradients, check_initial_weights, check_weights
 from spot_megatron.train.gate import check_step_zero
 from spot_megatron.train.heartbeat import Heartbeat
@@ -26,7 +27,6 @@ from spot_megatron.train.run_folder import from_main, locked, say
 from spot_megatron.train.setup import Setup, set_up
 from spot_megatron.train.step import ObjectiveLoss, forward_backward, reduce_sums
 from spot_megatron.train.stop import StopSignal
-from spot_megatron.weights.export import export_hf
 from spot_megatron.weights.load import load_hf
 
 
@@ -64,9 +64,7 @@ def work(job: Setup) -> int:
     if recipe.export.hf:
         job.heartbeat.beat(job.sampler.num_steps, "exporting")
         policy.gather_weights()
-        result = job.folder / "hf"
-        export_hf(policy.bare, job.weights.folder, result, job.hf, shard_gb=recipe.export.shard_gb, replace=True)
-        say(topology, f"exported to {result}")
+        export_run(job, policy.bare, reference)
     if topology.is_main:
         write_report(job.folder)
         job.checkpoints.mark_finished(job.sampler.num_steps, job.folder / "hf" if recipe.export.hf else None)
