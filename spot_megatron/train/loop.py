@@ -22,6 +22,7 @@ from spot_megatron.train.gate import check_step_zero
 from spot_megatron.train.heartbeat import Heartbeat
 from spot_megatron.train.metrics import MetricsLog, metrics_row
 from spot_megatron.train.optim import Policy, learning_rate, make_trainable
+from spot_megatron.train.push import push_to_hub
 from spot_megatron.train.reference import reference_pass
 from spot_megatron.train.run_folder import from_main, locked, say
 from spot_megatron.train.setup import Setup, set_up
@@ -48,6 +49,7 @@ def work(job: Setup) -> int:
     recipe, topology = job.recipe, job.topology
     if job.finished:
         say(topology, f"{job.folder} holds a finished run of this recipe: nothing is left to do")
+        publish(job)
         return 0
     job.heartbeat.beat(0, "loading the weights")
     chunks = build_model(transformer_config(job.hf, recipe, topology.device.type), job.hf)
@@ -68,7 +70,15 @@ def work(job: Setup) -> int:
     if topology.is_main:
         write_report(job.folder)
         job.checkpoints.mark_finished(job.sampler.num_steps, job.folder / "hf" if recipe.export.hf else None)
+    publish(job)
     return 0
+
+
+def publish(job: Setup) -> None:
+    """Uploads a finished run's result if the recipe asks for it."""
+    if job.recipe.export.push_to_hub and job.topology.is_main:
+        address = push_to_hub(job.recipe, job.folder, job.checkpoints.identity)
+        say(job.topology, f"uploaded to {address}" if address else "uploaded before")
 
 
 def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray) -> bool:
