@@ -51,6 +51,8 @@ class Handler(BaseHTTPRequestHandler):
             status = 409 if name in self.server.private else 200
             self.server.private.setdefault(name, made["visibility"] == "private")
             self._answer({"url": f"{self._host()}/{name}", "name": name}, status)
+        elif self.path == "/api/validate-yaml":  # of the card
+            self._answer({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
             files = [{"path": each["path"], "uploadMode": "regular"} for each in json.loads(body)["files"]]
             self._answer({"files": [each | {"shouldIgnore": False} for each in files]})
@@ -59,7 +61,9 @@ class Handler(BaseHTTPRequestHandler):
                 each = json.loads(line)
                 if each["key"] == "file":
                     self.server.files[each["value"]["path"]] = base64.b64decode(each["value"]["content"])
-            self._answer({"commitUrl": f"{self._host()}/commit/1", "commitOid": "1" * 40, "success": True})
+            self._answer(
+                {"commitUrl": f"{self._host()}/somebody/model/commit/{1:040}", "commitOid": "1" * 40, "success": True}
+            )
         else:
             self._answer({"error": self.path}, 404)
 
@@ -107,7 +111,7 @@ def recipe_of(run: Path, name: str = "model"):
 
 def test_the_folder_and_a_card_are_uploaded_to_a_private_repository(hub, run):
     recipe = recipe_of(run)
-    assert (push_to_hub(recipe, run, IDENTITY) or "").endswith("/commit/1")
+    assert (push_to_hub(recipe, run, IDENTITY) or "").endswith(f"/somebody/model/commit/{1:040}")
     assert hub.private == {"somebody/model": True}
     assert hub.tokens == {"Bearer hf_of_the_environment"}
     card = hub.files.pop("README.md").decode()
