@@ -87,6 +87,13 @@ def test_the_dump_is_the_recipe(tmp_path):
         (BASE + "memory: {recompute_above_tokens: 8192}\n", ["recompute_above_tokens", "tokens_per_microbatch"]),
         (BASE + "precision: {dtype: fp32}\nmemory: {moments: bf16}\n", ["moments", "bf16"]),
         (BASE + "precision: {fp8: tensorwise}\nmemory: {master_weights: remainders}\n", ["fp8", "master_weights"]),
+        (BASE + "lora: {rank: 0}\n", ["lora.rank", "greater than or equal to 1"]),
+        (BASE + "lora: {rank: 8, targets: [router]}\n", ["lora.targets.0", "'attention', 'mlp'"]),
+        (BASE + "lora: {rank: 8, targets: []}\n", ["lora.targets"]),
+        (BASE + "lora: {adapter: a}\n", ["lora.adapter require lora.rank"]),
+        (BASE + "lora: {alpha: 64}\n", ["lora.alpha", "require lora.rank"]),
+        (BASE + "export: {adapter: true}\n", ["export.adapter=true requires lora.rank"]),
+        (BASE + "lora: {rank: 8}\nprecision: {fp8: tensorwise}\n", ["precision.fp8=tensorwise", "lora.rank"]),
         (BASE + "optim: {lr: .inf}\n", ["optim.lr", "finite"]),
         (BASE + "optim: {betas: [0.9, .nan]}\n", ["optim.betas", "finite"]),
         (BASE + "evaluation: {max_new_tokens: 0}\n", ["evaluation.max_new_tokens"]),
@@ -165,7 +172,7 @@ def test_documented_keys_are_the_schema():
         ["questions", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size"]
     )
     assert sections["logging"] == ["mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
-    assert sections["export"] == ["hf", "shard_gb"]
+    assert sections["export"] == ["adapter", "hf", "shard_gb"]
 
 
 def _is_section(field):

@@ -28,6 +28,7 @@ from spot_megatron.plan.estimate import Estimate, Planner, make_planner
 from spot_megatron.plan.hardware import GIB, find_gpu
 from spot_megatron.plan.memory import checkpoint_bytes, stage_memory
 from spot_megatron.plan.search import cheapest_fits
+from spot_megatron.plan.trained import num_trained
 from spot_megatron.plan.workload import POSITIONS, SCORED
 from spot_megatron.quiet import hide_known_warnings
 from spot_megatron.recipe import Recipe, load_recipe
@@ -87,7 +88,7 @@ def dry_run_facts(recipe: Recipe, estimate: Estimate) -> dict[str, Any]:
                 "stage": stage,
                 "layers": [f"{part.start}-{part.stop - 1}" for part in ranks[0].layers],
                 "ranks": sum(rank.num_ranks for rank in ranks),
-                "parameters": max(rank.num_dense + rank.num_expert for rank in ranks),
+                "parameters": max(rank.num_dense + rank.num_expert + rank.num_adapter for rank in ranks),
                 **memory.parts(),
                 "total": memory.total,
             }
@@ -109,7 +110,7 @@ def dry_run_facts(recipe: Recipe, estimate: Estimate) -> dict[str, Any]:
         "pairs_source": estimate.workload.source,
         "dropped": estimate.workload.dropped,
         "packs": packs(recipe, estimate, hf),
-        "checkpoint": checkpoint_bytes(run.num_parameters, recipe.precision),
+        "checkpoint": checkpoint_bytes(num_trained(hf, recipe.lora), recipe.precision),
         "checkpoints_kept": recipe.checkpoint.keep,
         "export": run.num_parameters * EXPORT_BYTES.get(hf.dtype, 2) if recipe.export.hf else 0,
         "warnings": estimate.warnings,
@@ -159,7 +160,10 @@ def table(facts: dict[str, Any]) -> str:
         + (f", export {_size(facts['export'])}" if facts["export"] else ""),
         **{f"warning {number}": text for number, text in enumerate(facts["warnings"], start=1)},
     }
-    lines = [f"{facts['recipe']} on {facts['num_gpus']} {facts['gpu']}: {', '.join(sizes) or 'data parallel'}", ""]
+    lines = [
+        f"{facts['recipe']} on {facts['num_gpus']} {facts['gpu'].upper()}: {', '.join(sizes) or 'data parallel'}",
+        "",
+    ]
     lines += [f"{name:<10} {text}" for name, text in rows.items()]
     lines += ["", *_stage_lines(facts["stages"]), ""]
     fullest = max(stage["total"] for stage in facts["stages"])
@@ -198,7 +202,8 @@ def does_not_fit(planner: Planner, recipe: Recipe, estimate: Estimate) -> Recipe
     ]
     remedy = "; or ".join(ways) or "no configuration that was tried fits; choose a GPU with more memory"
     return RecipeError(
-        f"{recipe.name} needs {need:.1f} GiB on {estimate.inputs.gpu.name}, of which {have:.1f} can be used: {remedy}"
+        f"{recipe.name} needs {need:.1f} GiB on {estimate.inputs.gpu.name.upper()}, of which {have:.1f} can be used: "
+        f"{remedy}"
     )
 
 

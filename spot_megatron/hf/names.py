@@ -9,7 +9,7 @@ offsets. A new model family needs entries here and nothing else. This module doe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -26,9 +26,22 @@ class Sharding(Enum):
 
     REPLICATED = "replicated"  # the same on every rank: norms, routers
     COLUMNS = "columns"  # split along dim 1: a linear layer whose input is split
+    ROWS = "rows"  # split along dim 0: an adapter's B in a linear layer whose output is split
     VOCAB = "vocab"  # split along dim 0 after padding V to Vp
     QKV = "qkv"  # q, k, v interleaved by query group, split along dim 0 by whole groups
     GATE_UP = "gate_up"  # each rank's gate rows, then its up rows
+
+
+TARGETS = {  # of adapters (LoRA), by the names of a recipe's lora.targets
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+
+
+def target_modules(targets: Sequence[str]) -> tuple[str, ...]:
+    """The Hugging Face modules that recipe targets name, each once, in the model's order."""
+    wanted = {module for target in targets for module in TARGETS.get(target, (target,))}
+    return tuple(module for group in TARGETS.values() for module in group if module in wanted)
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,11 @@ class ParameterMapping:
         for layer in (0,) if self.layers is None else self.layers:
             for expert in range(max(self.num_experts, 1)):
                 yield layer, expert
+
+    def adapted(self, modules: Sequence[str]) -> tuple[bool, ...]:
+        """Of each tensor: whether it is the matrix of one of `modules`, such as q_proj."""
+        leaves = [name.split(".")[-2:] for name in self.hf]
+        return tuple(kind == "weight" and module in modules for module, kind in leaves)
 
     def hf_names(self, layer: int, expert: int) -> tuple[str, ...]:
         return tuple(name.format(layer=layer, expert=expert) for name in self.hf)

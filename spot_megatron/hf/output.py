@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import WeightError
-from spot_megatron.files import sync_to_disk, write_text
+from spot_megatron.files import BLOCK_BYTES, sync_to_disk, write_text
 from spot_megatron.hf.checksums import CHECKSUMS
 from spot_megatron.hf.index import INDEX_FILE, SINGLE_FILE
 from spot_megatron.hf.safetensors import make_header, plan_shards, read_header, tensor_bytes
@@ -93,14 +93,41 @@ def finish_shards(folder: Path, expected: Iterable[str]) -> None:
         weight_map.update(dict.fromkeys(spans, final))
         total_size += sum(span.num_bytes for span in spans.values())
         shard.rename(folder / final)
-    missing = sorted(set(expected) - set(weight_map))
+    _check_complete(folder, expected, weight_map)
+    if len(shards) > 1:
+        write_index(folder, weight_map, total_size)
+
+
+def join_shards(folder: Path, name: str, expected: Iterable[str]) -> None:
+    """Puts the tensors of the shards in `folder` into one file, `name`, and removes the shards.
+
+    Raises:
+        WeightError: an `expected` tensor is missing, because a rank wrote to another file system.
+    """
+    shards = sorted(folder.glob("*.safetensors"))
+    spans = {tensor: span for shard in shards for tensor, span in read_header(shard).items()}
+    _check_complete(folder, expected, spans)
+    header, offsets = make_header({tensor: (span.kind, span.shape) for tensor, span in spans.items()})
+    with (folder / name).open("wb") as joined:
+        joined.write(header)
+        for tensor, span in spans.items():
+            with span.file.open("rb") as shard:
+                shard.seek(span.offset)
+                joined.seek(offsets[tensor])
+                for start in range(0, span.num_bytes, BLOCK_BYTES):
+                    joined.write(shard.read(min(BLOCK_BYTES, span.num_bytes - start)))
+    sync_to_disk(folder / name)
+    for shard_file in shards:
+        shard_file.unlink()
+
+
+def _check_complete(folder: Path, expected: Iterable[str], found: Iterable[str]) -> None:
+    missing = sorted(set(expected) - set(found))
     if missing:
         raise WeightError(
             f"{folder} lacks {len(missing)} tensors, the first is {missing[0]}: all machines of the run must "
             "see the same output folder; put it on a shared file system"
         )
-    if len(shards) > 1:
-        write_index(folder, weight_map, total_size)
 
 
 def write_index(folder: Path, weight_map: Mapping[str, str], total_size: int) -> None:

@@ -58,7 +58,9 @@ class PairGPT(GPTModel):
     def _preprocess(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Rotary embeddings by position id: both suffixes continue the positions of their prefix."""
         if self.pre_process:
-            kwargs["decoder_input"] = self._embed(kwargs["input_ids"][0])
+            embedded = self._embed(kwargs["input_ids"][0])
+            # Layers that are recomputed have gradients only if their input has one, which a frozen embedding's has not.
+            kwargs["decoder_input"] = embedded.requires_grad_() if torch.is_grad_enabled() else embedded
         decoder_input, rotary_pos_emb, *rest = super()._preprocess(*args, **kwargs)
         return decoder_input, rotary_pos_emb.index_select(0, kwargs["position_ids"][0]), *rest
 

@@ -129,7 +129,9 @@ class _LinearLogprob(torch.autograd.Function):
         minus_hidden_SH = (hidden_SH * -grad_S[:, None]).to(hidden_SH.dtype)
         grad_hidden_SH = torch.zeros_like(hidden_SH, dtype=dtype)
         main_grad = getattr(weight_VpH, "main_grad", None)
-        grad_weight_VpH = torch.zeros_like(weight_VpH) if main_grad is None else main_grad
+        grad_weight_VpH: Tensor | None = main_grad
+        if main_grad is None and ctx.needs_input_grad[1]:
+            grad_weight_VpH = torch.zeros_like(weight_VpH)
         for index, (start, stop) in enumerate(ctx.tiles):
             tile_WH = weight_VpH[start:stop]
             if index < len(kept_largest):
@@ -140,7 +142,8 @@ class _LinearLogprob(torch.autograd.Function):
             column_S1, owned_S = _column(local_S, start, stop)
             residual_SW = softmax_SW.scatter_add_(1, column_S1, -owned_S[:, None].to(dtype)).to(hidden_SH.dtype)
             _add_product(grad_hidden_SH, residual_SW, tile_WH)
-            _add_product(grad_weight_VpH[start:stop], residual_SW.T, minus_hidden_SH)
+            if grad_weight_VpH is not None:
+                _add_product(grad_weight_VpH[start:stop], residual_SW.T, minus_hidden_SH)
         grad_hidden_SH = grad_hidden_SH.mul_(-grad_S[:, None]).to(hidden_SH.dtype)
         if main_grad is not None:
             grad_weight_VpH = None if ctx.is_embedding else placeholder_gradient(weight_VpH)

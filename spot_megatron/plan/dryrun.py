@@ -32,10 +32,13 @@ from spot_megatron.hf.index import HFIndex, check_folder
 from spot_megatron.hf.names import hf_shapes, resolve, weight_map
 from spot_megatron.model.config import transformer_config
 from spot_megatron.model.gpt import PairGPT, build_model
+from spot_megatron.model.lora import adapters_of, base_parameters
 from spot_megatron.parallel.cpu import redirect_cuda
 from spot_megatron.plan.models import PUBLISHED_PARAMETERS, published_name
-from spot_megatron.recipe import Memory, Model, Parallel, Precision, Recipe
+from spot_megatron.recipe import Lora, Memory, Model, Parallel, Precision, Recipe
+from spot_megatron.weights.adapters import attach_adapters
 from spot_megatron.weights.load import read_slices
+from spot_megatron.weights.peft import adapter_shapes, tensor_name
 from spot_megatron.weights.placement import Placement, layer_offset
 from spot_megatron.weights.shards import merge
 
@@ -59,6 +62,7 @@ class BuiltRank:
     layers: tuple[range, ...]
     num_dense: int  # parameters of everything but experts
     num_expert: int
+    num_adapter: int  # parameters of adapters, not counted above
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def dry_run(recipe: Recipe, hf: HFModelConfig, num_ranks: int) -> DryRun:
             "memory": Memory(),
         }
     )
-    holdings = Holdings(hf)
+    holdings, adapters = Holdings(hf), Adapters()
     ranks = []
     for place, members in sorted(places(recipe.parallel, num_ranks).items()):
         with fake_rank(recipe.parallel, members[0], num_ranks) as built_at:
@@ -99,8 +103,12 @@ def dry_run(recipe: Recipe, hf: HFModelConfig, num_ranks: int) -> DryRun:
             with torch.device("meta"):
                 chunks = build_model(transformer_config(hf, plain, "cpu"), hf)
             holdings.add(place, chunks)
+            if recipe.lora.rank is not None:
+                attach_adapters(chunks, hf, recipe.lora.model_copy(update={"adapter": None}), recipe.seed)
+                adapters.add(chunks)
             ranks.append(_built(place, len(members), chunks))
     num_parameters = holdings.check()
+    adapters.check(recipe.lora, hf)
     return DryRun(ranks, len(holdings.shapes), num_parameters, _compare(recipe.model.hf, hf, num_parameters))
 
 
@@ -217,6 +225,28 @@ class Holdings:
         return sum(map(math.prod, self.shapes.values()))
 
 
+class Adapters:
+    """How many elements of each adapter's A and B the ranks hold, each part counted once."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, dict[int, int]] = {}
+
+    def add(self, chunks: Sequence[PairGPT]) -> None:
+        for chunk in chunks:
+            for _, adapter in adapters_of(chunk):
+                for matrix, side, parameter in adapter.named_sides():
+                    rank = 0 if adapter.layout.split_dim(side) is None else adapter.layout.ranks.rank()
+                    self._parts.setdefault(tensor_name(matrix.module, side), {})[rank] = parameter.numel()
+
+    def check(self, lora: Lora, hf: HFModelConfig) -> None:
+        """Raises WeightError if the ranks' adapters are not those of the PEFT folder that a run exports."""
+        held = {name: sum(parts.values()) for name, parts in self._parts.items()}
+        wanted = {name: math.prod(shape) for name, shape in adapter_shapes(lora, hf).items()} if lora.rank else {}
+        if held != wanted:
+            name = min(name for name in held.keys() | wanted if held.get(name) != wanted.get(name))
+            raise WeightError(f"{name}: the ranks hold {held.get(name)} elements of {wanted.get(name)}")
+
+
 def _compare(name: str, hf: HFModelConfig, num_parameters: int) -> str:
     """Compares the weight map with the published count or the folder's files, and names the reference."""
     folder = Path(name).expanduser()
@@ -236,7 +266,8 @@ def _compare(name: str, hf: HFModelConfig, num_parameters: int) -> str:
 def _built(place: Place, num_ranks: int, chunks: Sequence[PairGPT]) -> BuiltRank:
     counts = {True: 0, False: 0}
     for chunk in chunks:
-        for name, parameter in chunk.named_parameters():
+        for name, parameter in base_parameters(chunk):
             counts[".mlp.experts." in name] += parameter.numel()
     layers = tuple(range(layer_offset(chunk), layer_offset(chunk) + len(chunk.decoder.layers)) for chunk in chunks)
-    return BuiltRank(place, num_ranks, layers, num_dense=counts[False], num_expert=counts[True])
+    adapted = sum(p.numel() for chunk in chunks for _, adapter in adapters_of(chunk) for p in adapter.parameters())
+    return BuiltRank(place, num_ranks, layers, counts[False], counts[True], adapted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,10 +15,19 @@ from spot_megatron.parallel.split import Split, check_split
 from spot_megatron.plan import time
 from spot_megatron.plan.hardware import GPUS_PER_NODE, THIS_PROJECT, Gpu, Software
 from spot_megatron.plan.inputs import PlanInput
-from spot_megatron.plan.memory import RankMemory, checkpoint_bytes, host_bytes_of_save, rank_memory
+from spot_megatron.plan.memory import RankMemory, bytes_per_parameter, checkpoint_bytes, host_bytes_of_save, rank_memory
 from spot_megatron.plan.models import planned_model
 from spot_megatron.plan.time import StepTime
-from spot_megatron.plan.workload import Assumptions, Load, Workload, assumed_pairs, pairs_of_files, plan_steps
+from spot_megatron.plan.trained import num_trained, trained_of_rank
+from spot_megatron.plan.workload import (
+    Assumptions,
+    Load,
+    Workload,
+    assumed_pairs,
+    pairs_of_files,
+    plan_steps,
+    with_validation,
+)
 from spot_megatron.recipe import Recipe
 
 HOST_WATTS_PER_GPU = 300.0  # processors, network and fans of a node, shared by its GPUs: DGX H100, 10.2 kW at most
@@ -52,6 +62,7 @@ class Estimate:
             "start-up": time.start_seconds(self.inputs),
             "reference pass": self.reference,
             "training": self.load.num_steps * self.step.total,
+            "validation": self._num_validations * self.reference * self.workload.validation_share,
             "checkpoints": saves * self._one_checkpoint / (disk * self.inputs.split.num_nodes),
             "export": export,
         }
@@ -72,9 +83,9 @@ class Estimate:
     @property
     def mfu(self) -> float:
         """Model FLOPs of unique tokens in the training loop, of the GPUs' bf16 peak (fp32's in fp32)."""
-        gpu = self.inputs.gpu
+        gpu, is_frozen = self.inputs.gpu, self.recipe.lora.rank is not None
         peak = (gpu.fp32 if self.recipe.precision.dtype == "fp32" else gpu.bf16) * 1e12 * self.inputs.split.num_gpus
-        return time.model_flops(self.inputs.model, self.load) / self.parts["training"] / peak
+        return time.model_flops(self.inputs.model, self.load, is_frozen) / self.parts["training"] / peak
 
     @property
     def gpu_hours(self) -> float:
@@ -86,8 +97,9 @@ class Estimate:
 
     @property
     def checkpoint_bytes(self) -> float:
-        """On disk: the checkpoints that are kept, one being written, and the export."""
-        kept = (self.recipe.checkpoint.keep + 1) * self._one_checkpoint
+        """On disk: the checkpoints that are kept, with the best one, one being written, and the export."""
+        keeps_best = self.recipe.validation.keep_best is not None
+        kept = (self.recipe.checkpoint.keep + 1 + keeps_best) * self._one_checkpoint
         return kept + 2 * self.inputs.model.num_parameters * self.recipe.export.hf
 
     @property
@@ -95,11 +107,17 @@ class Estimate:
         """Of a node, besides what its processes hold anyway, while a checkpoint is saved."""
         split = self.inputs.split
         ranks_of_node = min(split.num_gpus, split.gpus_per_node)
-        return ranks_of_node * host_bytes_of_save(self.inputs, self.memory.weights)
+        weights, _, _ = bytes_per_parameter(self.recipe.precision, self.recipe.memory)
+        return ranks_of_node * host_bytes_of_save(self.inputs, weights * sum(trained_of_rank(self.inputs, 0)))
 
     @property
     def _one_checkpoint(self) -> int:
-        return checkpoint_bytes(self.inputs.model.num_parameters, self.recipe.precision)
+        return checkpoint_bytes(num_trained(self.inputs.model, self.recipe.lora), self.recipe.precision)
+
+    @property
+    def _num_validations(self) -> int:
+        """Before the first update, every few steps, and the reference passes of the held-out pairs and the probe."""
+        return 2 + math.ceil(self.load.num_steps / self.recipe.validation.every_steps)
 
     @property
     def warnings(self) -> list[str]:
@@ -149,7 +167,7 @@ class Planner:
             )
         split = Split(recipe.parallel, num_gpus, GPUS_PER_NODE)
         check_split(self.model, split)
-        return PlanInput(self.model, split, recipe.precision, recipe.memory, self.gpu, self.software)
+        return PlanInput(self.model, split, recipe.precision, recipe.memory, self.gpu, self.software, recipe.lora)
 
     def _load(self, recipe: Recipe, split: Split) -> Load:
         data, p = recipe.data, recipe.parallel
@@ -185,7 +203,7 @@ def make_planner(recipe: Recipe, gpu: Gpu, files: Sequence[Path] = (), assume: S
     if not files and not assume and not missing:
         files = recipe.pair_files
     workload = pairs_of_files(recipe, files) if files else assumed_pairs(Assumptions.parse(assume), recipe)
-    workload = replace(workload, missing=tuple(map(str, missing)))
+    workload = with_validation(replace(workload, missing=tuple(map(str, missing))), recipe)
     return Planner(workload, model, gpu)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.parallel.split import Split
 from spot_megatron.plan.hardware import THIS_PROJECT, Gpu, Link, Software, link
-from spot_megatron.recipe import Memory, Precision
+from spot_megatron.recipe import Lora, Memory, Precision
 
 HBM_SHARE = 0.8  # of the data sheet's bandwidth, by element-wise kernels
 
@@ -22,6 +22,7 @@ class PlanInput:
     memory: Memory
     gpu: Gpu
     software: Software = THIS_PROJECT
+    lora: Lora = field(default_factory=Lora)
 
     @property
     def element_bytes(self) -> int:

@@ -13,6 +13,7 @@ from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.model.head_memory import gpu_head_memory
 from spot_megatron.plan.hardware import Software
 from spot_megatron.plan.inputs import PlanInput
+from spot_megatron.plan.trained import adapter_widths
 
 BLOCKWISE_SPEED = 0.9  # of tensorwise FP8 matrices: scaling a block at a time (assumed)
 EXPERT_HALF_WIDTH = 730.0  # expert width at which grouped matrices reach half of a dense one's rate: Qwen3-30B-A3B
@@ -78,6 +79,10 @@ def elementwise_bytes(inputs: PlanInput) -> float:
     )  # permuting copies
     forward = norms + (rotary + widths) / p.tensor
     total = forward / FORWARD * inputs.element_bytes / 2
+    # Adapters read their input and write outputs, which are joined and added; backward reads the gradient for A and B
+    # and adds to the input's.
+    in_width, out_width, _ = adapter_widths(inputs)
+    total += inputs.element_bytes * (5 * in_width + 10 * out_width)
     if inputs.precision.fp8 != "none":  # inputs and output gradients are read, measured and written in both layouts
         total += 6 * (4 * model.hidden_size + 2 * q + 2 * kv + 3 * (1 - moe_share) * model.intermediate_size) / p.tensor
     return total
@@ -105,7 +110,8 @@ def head_seconds(inputs: PlanInput, scored: np.ndarray, forward_only: bool) -> n
     sums = 2 * inputs.element_bytes + 8
     num_tiles = np.ceil(vocab * scored / head.tile_elements)
     moved = sums * inputs.model.hidden_size * (scored * num_tiles + vocab * (scored > 0)) / inputs.bandwidth
-    return (4 - kept_share) * product + (50 + 18 * (1 - kept_share)) * logits + moved
+    products = 4 if inputs.lora.rank is None else 3  # a frozen weight has no gradient
+    return (products - kept_share) * product + (50 + 18 * (1 - kept_share)) * logits + moved
 
 
 def layer_comm(inputs: PlanInput, forward_only: bool, full: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,6 +11,8 @@ against Megatron-LM's own recorded runs in tests/plan/test_published.py):
     + remainders                                   -2 / d  (the masters' low 16 bits beside the bf16 weights)
     + bf16 moments                                 -4 / d
 
+With LoRA gradients and optimizer states are those of the adapters alone.
+
 Activations are counted tensor by tensor for one layer as Transformer Engine keeps them, in bf16, without dropout.
 """
 
@@ -23,6 +25,7 @@ from spot_megatron.model.head_memory import gpu_head_memory
 from spot_megatron.parallel.split import Split, padded_vocab_size
 from spot_megatron.plan.hardware import GIB, WORKSPACE_GIB
 from spot_megatron.plan.inputs import PlanInput
+from spot_megatron.plan.trained import adapter_widths, adapters_of_rank, parameters_of_rank, trained_of_rank
 from spot_megatron.recipe import Memory, Precision
 
 SHARED_FROM_BYTES = 1 << 30  # as in weights/checkpoint.py
@@ -85,12 +88,14 @@ def _stage_memory(inputs: PlanInput, tokens: int, num_microbatches: int, stage: 
     positions = tokens / inputs.split.parallel.context
     dense, experts = parameters_of_rank(inputs.model, inputs.split, stage)
     weight, gradient, optimizer = bytes_per_parameter(inputs.precision, inputs.memory)
-    shard = dense / inputs.split.dense_shards + experts / inputs.split.expert_shards
+    adapters = sum(adapters_of_rank(inputs.model, inputs.split, inputs.lora, stage))
+    trained_dense, trained_experts = trained_of_rank(inputs, stage)
+    shard = trained_dense / inputs.split.dense_shards + trained_experts / inputs.split.expert_shards
     activations = positions * _activations(inputs, stage, num_microbatches)
     fp8_copies = 2.0 * blocks_of_rank(inputs.model, inputs.split, stage) if inputs.precision.fp8 != "none" else 0.0
     return RankMemory(
-        weights=(dense + experts) * weight + fp8_copies,
-        gradients=(dense + experts) * gradient,
+        weights=(dense + experts + adapters) * weight + fp8_copies,
+        gradients=(trained_dense + trained_experts) * gradient,
         optimizer=optimizer * shard,
         activations=activations,
         transient=max(_transient(inputs, positions, stage), _update_copies(inputs, shard) - activations),
@@ -124,20 +129,6 @@ def host_bytes_of_save(inputs: PlanInput, weights: float) -> float:
     """
     copied = weights / inputs.split.dense_shards if weights >= SHARED_FROM_BYTES else weights
     return copied + WRITER_BYTES + BLOCKS_BYTES
-
-
-def parameters_of_rank(model: HFModelConfig, split: Split, stage: int) -> tuple[float, float]:
-    """(parameters of a rank without experts, parameters of its experts)."""
-    p = split.parallel
-    layers = split.layers_of_stage(model.num_layers)[stage]
-    moe_layers = layers * model.moe_share
-    dense = layers * (model.attention_weights / p.tensor + model.small_weights)
-    dense += (layers - moe_layers) * model.mlp_weights / p.tensor + moe_layers * model.router_weights
-    embedding = padded_vocab_size(model.vocab_size, p.tensor) // p.tensor * model.hidden_size
-    first, last = stage == 0, stage == p.pipeline - 1
-    dense += embedding * ((first or last) if model.tied else first + last) + model.hidden_size * last
-    experts = moe_layers * model.num_experts * model.expert_weights / (p.expert * p.expert_tensor)
-    return dense, experts
 
 
 def blocks_of_rank(model: HFModelConfig, split: Split, stage: int) -> float:
@@ -186,7 +177,9 @@ def layer_bytes(inputs: PlanInput) -> float:
         dense += 4 * model.intermediate_size
     moe_share = model.moe_share
     mlp = (1 - moe_share) * dense / p.tensor + moe_share * _expert_bytes(inputs, linear_input)
-    return (norms + attention / p.tensor + rotary + mlp) * inputs.element_bytes / 2
+    _, _, num_adapters = adapter_widths(inputs)
+    adapters = 2 * num_adapters * (inputs.lora.rank or 0)  # A x; its input is kept for A as it was for the weight
+    return (norms + attention / p.tensor + rotary + mlp + adapters) * inputs.element_bytes / 2
 
 
 def _expert_bytes(inputs: PlanInput, linear_input: int) -> float:
@@ -234,4 +227,5 @@ def head_bytes(inputs: PlanInput, positions: float) -> float:
     head = gpu_head_memory(inputs.gpu.memory_bytes)
     kept = min(head.kept_bytes, element * positions * vocab)
     # A tile's product, its fp32 softmax and its gradient; the empty gradient that autograd is handed for the weight.
-    return gathered + kept + min(head.tile_elements, positions * vocab) * (4 + 2 * element) + element * vocab * hidden
+    handed = element * vocab * hidden if inputs.lora.rank is None else 0
+    return gathered + kept + min(head.tile_elements, positions * vocab) * (4 + 2 * element) + handed

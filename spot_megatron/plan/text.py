@@ -86,8 +86,9 @@ def split_words(estimate: Estimate) -> str:
     precision = recipe.precision.dtype if recipe.precision.fp8 == "none" else f"FP8 {recipe.precision.fp8}"
     states = ", compact optimizer states" if recipe.has_compact_states else ""
     above = recipe.memory.recompute_above_tokens
+    lora = f", LoRA of rank {recipe.lora.rank}" if recipe.lora.rank is not None else ""
     recompute = recipe.memory.recompute if above is None else f"of packs above {above} positions"
-    return f"{words}; {precision}, {recipe.precision.grad_dtype} gradients{states}; recompute {recompute}"
+    return f"{words}; {precision}, {recipe.precision.grad_dtype} gradients{states}{lora}; recompute {recompute}"
 
 
 def _memory(estimate: Estimate) -> list[str]:

@@ -22,7 +22,8 @@ from spot_megatron.plan.kernels import (
     layer_comm,
     matrix_seconds,
 )
-from spot_megatron.plan.memory import bytes_per_parameter, parameters_of_rank
+from spot_megatron.plan.memory import bytes_per_parameter
+from spot_megatron.plan.trained import parameters_of_rank, trained_of_rank
 from spot_megatron.plan.workload import POSITIONS, PRODUCTS, SCORED, Load
 from spot_megatron.train.packing import recomputed_above
 
@@ -111,7 +112,8 @@ def microbatch_seconds(
     elementwise = num_layers * positions * elementwise_bytes(inputs) / inputs.bandwidth
     comm = {name: num_layers * positions * part for name, part in layer_comm(inputs, forward_only, full).items()}
     parts = {
-        "matrices": share * matrices,
+        # Frozen weights have no gradients, a third of the products; the adapters' own are narrow.
+        "matrices": min(share, 1.0 if inputs.lora.rank is None else 2 * FORWARD) * matrices,
         "attention": attention_share * attention,
         "elementwise": share * elementwise,
         "recompute": again * (matrices + elementwise) + attention_again * attention,
@@ -139,7 +141,7 @@ def _pipeline_seconds(inputs: PlanInput, positions: np.ndarray) -> np.ndarray:
 def data_seconds(inputs: PlanInput, hidden_behind: float) -> float:
     """Exposed reduction of gradients (behind the last backward pass) and gathering of updated parameters."""
     p, split = inputs.split.parallel, inputs.split
-    dense, experts = parameters_of_rank(inputs.model, split, 0)
+    dense, experts = trained_of_rank(inputs, 0)
     weight, gradient, _ = bytes_per_parameter(inputs.precision, inputs.memory)
     groups = [
         (dense, inputs.group(split.dense_shards, p.tensor)),
@@ -153,7 +155,7 @@ def data_seconds(inputs: PlanInput, hidden_behind: float) -> float:
 
 def optimizer_seconds(inputs: PlanInput) -> float:
     """AdamW on a rank's shard, its gradient norm, and clearing the gradients."""
-    dense, experts = parameters_of_rank(inputs.model, inputs.split, 0)
+    dense, experts = trained_of_rank(inputs, 0)
     shard = dense / inputs.split.dense_shards + experts / inputs.split.expert_shards
     _, gradient, states = bytes_per_parameter(inputs.precision, inputs.memory)
     # The gradient for its norm and for the update; states (in fp32 the weights are the masters) and weights.
@@ -177,11 +179,12 @@ def start_seconds(inputs: PlanInput) -> float:
     return IMPORT_SECONDS + 2 * weights / DISK_BYTES_PER_SECOND
 
 
-def model_flops(model: HFModelConfig, load: Load) -> float:
-    """Of the whole run's forward and backward passes over unique positions, without recomputation."""
+def model_flops(model: HFModelConfig, load: Load, is_frozen: bool = False) -> float:
+    """Of the whole run's forward and backward passes over unique positions, without recomputation and adapters; frozen
+    weights have no gradients."""
+    products = 4 if is_frozen else 6
     per_step = sum(step.sum(axis=(0, 1)) for step in load.steps) * (load.num_steps / len(load.steps))
-    block = 6 * (model.active_weights - model.embedding_weights)
+    block = products * (model.active_weights - model.embedding_weights)
     attention = 12 * model.query_width * model.num_layers
-    return float(
-        block * load.num_unique_tokens + attention * per_step[PRODUCTS] + 6 * model.embedding_weights * per_step[SCORED]
-    )
+    head = products * model.embedding_weights
+    return float(block * load.num_unique_tokens + attention * per_step[PRODUCTS] + head * per_step[SCORED])

@@ -1,5 +1,6 @@
 """Recipes: the schema, and the reader of recipe files. `python -m spot_megatron.recipe` prints every key."""
 
+from spot_megatron.recipe.execution import Memory, Parallel, Precision
 from spot_megatron.recipe.load import RECIPE_FOLDER, find_recipe, load_recipe, parallel_sizes
 from spot_megatron.recipe.schema import (
     Checkpoint,
@@ -7,17 +8,15 @@ from spot_megatron.recipe.schema import (
     Evaluation,
     Export,
     Logging,
-    Memory,
+    Lora,
     Model,
     Objective,
     Optim,
-    Parallel,
-    Precision,
     Recipe,
-    Section,
     Shift,
     Train,
 )
+from spot_megatron.recipe.section import Section
 
 __all__ = [
     "RECIPE_FOLDER",
@@ -26,6 +25,7 @@ __all__ = [
     "Evaluation",
     "Export",
     "Logging",
+    "Lora",
     "Memory",
     "Model",
     "Objective",

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic.fields import FieldInfo
 
-from spot_megatron.recipe.schema import Recipe, Section
+from spot_megatron.recipe.schema import Recipe
+from spot_megatron.recipe.section import Section
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def _type(kind: Any) -> str:
     """The type in words: `int or null`, `list of str`, `one of a, b`."""
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    if isinstance(kind, UnionType):
+    if typing.get_origin(kind) in (UnionType, typing.Union):
         return " or ".join(_type(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is Annotated:
         base, field = typing.get_args(kind)

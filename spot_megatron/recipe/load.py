@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from spot_megatron.errors import RecipeError
 from spot_megatron.files import did_you_mean
+from spot_megatron.recipe.execution import Parallel
 from spot_megatron.recipe.rules import check_combinations
-from spot_megatron.recipe.schema import Parallel, Recipe
+from spot_megatron.recipe.schema import Recipe
 
 RECIPE_FOLDER = Path(__file__).resolve().parents[2] / "recipes"  # the repository's; an installed package has none
 VALUES = ("pairs",)  # mappings that are one value: another recipe's or --set's replaces them

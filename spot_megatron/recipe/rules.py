@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spot_megatron.errors import RecipeError
-from spot_megatron.recipe.schema import Recipe
+from spot_megatron.recipe.schema import Lora, Recipe
 
 
 def check_combinations(recipe: Recipe, path: Path) -> None:
@@ -17,10 +17,12 @@ def check_combinations(recipe: Recipe, path: Path) -> None:
 
 def _rules(recipe: Recipe) -> dict[str, bool]:
     """Message -> whether the recipe violates the rule."""
-    parallel, objective, optim, precision, memory = (
-        recipe.parallel, recipe.objective, recipe.optim, recipe.precision, recipe.memory
+    parallel, objective, optim, precision, memory, export = (
+        recipe.parallel, recipe.objective, recipe.optim, recipe.precision, recipe.memory, recipe.export
     )  # fmt: skip
-    shift = objective.shift
+    shift, validation = objective.shift, recipe.validation
+    measures = validation.holds_out_pairs or validation.probe is not None
+    best_of_pairs = validation.keep_best not in (None, "probe")
     return {
         "parallel.sequence=true requires parallel.tensor of 2 or more": parallel.sequence and parallel.tensor == 1,
         "parallel.virtual_pipeline requires parallel.pipeline of 2 or more": (
@@ -36,6 +38,15 @@ def _rules(recipe: Recipe) -> dict[str, bool]:
         ),
         "objective.shift.kind=cumulative_inclusive requires parallel.pipeline=1": (
             shift.kind == "cumulative_inclusive" and parallel.pipeline > 1
+        ),
+        "lora.alpha, lora.targets and lora.adapter require lora.rank; set it (with lora.adapter, to its `r`)": (
+            recipe.lora.rank is None and recipe.lora != Lora()
+        ),
+        "export.adapter=true requires lora.rank; set export.adapter=false to train all weights": (
+            export.adapter and recipe.lora.rank is None
+        ),
+        f"precision.fp8={precision.fp8} does not work with lora.rank; set precision.fp8=none": (
+            precision.fp8 != "none" and recipe.lora.rank is not None
         ),
         "optim.min_lr must not exceed optim.lr": optim.min_lr > optim.lr,
         "optim.min_lr requires optim.schedule=linear or cosine": optim.schedule == "constant" and optim.min_lr > 0,
@@ -61,6 +72,22 @@ def _rules(recipe: Recipe) -> dict[str, bool]:
         "export.push_to_hub requires export.hf=true": (recipe.export.push_to_hub is not None and not recipe.export.hf),
         "export.dtype=fp32 requires precision.dtype=fp32: the weights of a bf16 model hold no more": (
             recipe.export.dtype == "fp32" and precision.dtype == "bf16"
+        ),
+        "validation.pairs and validation.fraction both hold out pairs; set only one of them": (
+            bool(validation.pairs) and validation.fraction > 0
+        ),
+        "validation.pairs names no file": validation.pairs in ("", []),
+        f"validation.keep_best={validation.keep_best} requires validation.pairs or validation.fraction": (
+            best_of_pairs and not validation.holds_out_pairs
+        ),
+        "validation.keep_best=probe requires validation.probe": (
+            validation.keep_best == "probe" and validation.probe is None
+        ),
+        "validation.patience requires validation.keep_best, which says which validation is better": (
+            validation.patience is not None and validation.keep_best is None
+        ),
+        "validation.every_steps requires validation.pairs, validation.fraction or validation.probe": (
+            validation.every_steps != type(validation)().every_steps and not measures
         ),
         "evaluation.questions requires export.hf=true": (
             recipe.evaluation.questions is not None and not recipe.export.hf

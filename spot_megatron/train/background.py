@@ -25,7 +25,10 @@ class BackgroundWrite:
     def __init__(self, policy: Policy, folder: Path) -> None:
         """Blocks until the state is copied. Collective."""
         self.folder = folder
-        self._parts = [ModelWrite(policy.bare, folder / "model"), OptimizerWrite(policy, folder / "optimizer")]
+        self._parts: list[ModelWrite | OptimizerWrite] = [
+            ModelWrite(policy.bare, folder / "model"),
+            OptimizerWrite(policy, folder / "optimizer"),
+        ]
         self._sums: dict[str, str] = {}
         self._error: BaseException | None = None
         device = torch.cuda.current_device() if torch.cuda.is_available() else None

@@ -1,6 +1,6 @@
 """Checkpoints of a run: whole or absent, resumable to the same bits, loadable at another parallel split.
 
-    checkpoints/step_00000050/   model/      Megatron distributed checkpoint of the weights
+    checkpoints/step_00000050/   model/      Megatron distributed checkpoint of the weights, with LoRA of the adapters
                                  optimizer/  the optimizer's state, each rank's part in a file (optimizer_state.py)
                                  hf/         what an export needs besides the weights
                                  state.json  step, reward shift, the run's first date, and its identity
@@ -47,11 +47,12 @@ _FIXED_OBJECTIVE = {"sft_weight": 0.0, "label_smoothing": 0.0}  # the same
 _FIXED_DATA = ("pairs", "max_tokens", "enable_thinking", "order")
 
 FINISHED = "finished.json"
+PARTIAL = ".partial_"
 PAIRS, WEIGHTS = "digest of the pairs", "digest of the initial weights"
 _DIGESTS = {
     PAIRS: "the token ids of data.pairs have changed since this run began (another pair file, tokenizer or chat "
     "template): restore them",
-    WEIGHTS: "the weights of model.hf or its config.json have changed since this run began: restore them",
+    WEIGHTS: "the weights of model.hf, its config.json or lora.adapter have changed since this run began: restore them",
 }
 
 
@@ -62,7 +63,15 @@ def identity(recipe: Recipe, pairs_digest: str, weights_digest: str, num_pairs: 
     dump["model"].pop("attention")
     part = {key: dump[key] for key in _FIXED} | {f"data.{key}": dump["data"][key] for key in _FIXED_DATA}
     part |= {f"memory.{key}": dump["memory"][key] for key in _FIXED_MEMORY}
+    part["lora"] = _lora_part(dump["lora"])
     return part | {"num_pairs": num_pairs, "num_steps": num_steps, PAIRS: pairs_digest, WEIGHTS: weights_digest}
+
+
+def _lora_part(lora: dict[str, Any] | None) -> dict[str, Any] | str:
+    """The adapters of a run; checkpoints from before there were any name none."""
+    if lora is None or lora["rank"] is None:
+        return "off (all weights are trained)"
+    return lora
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,8 @@ def check_identity(checkpoint: Path, state: Mapping[str, Any], run: Mapping[str,
     Raises:
         CheckpointError: the checkpoint belongs to a run with another recipe, other pairs or other weights.
     """
-    saved = {f"memory.{key}": value for key, value in _FIXED_MEMORY.items()} | state["recipe"]
+    saved: dict[str, Any] = {f"memory.{key}": value for key, value in _FIXED_MEMORY.items()}
+    saved |= {"lora": _lora_part(None)} | state["recipe"]
     saved["objective"] = _FIXED_OBJECTIVE | saved["objective"]
     missing = [key for key in _DIGESTS if key not in saved]
     differing = sorted(key for key in run.keys() | saved if key not in missing and run.get(key) != saved.get(key))
@@ -187,8 +197,14 @@ class Checkpoints:
     background: bool = False
     _writing: BackgroundWrite | None = None  # a save that is not finished
 
-    def save(self, step: int, policy: Policy, shift: RewardShift) -> None:
-        """Writes the state after `step` updates and removes all but the `keep` newest checkpoints. Collective.
+    def path(self, step: int) -> Path:
+        """The checkpoint after `step` updates, whether it exists or not."""
+        return self.folder / f"step_{step:08d}"
+
+    def save(self, step: int, policy: Policy, shift: RewardShift, best: Mapping[str, Any] | None = None) -> None:
+        """Writes the state after `step` updates, with the state of `best` (validation.py), and prunes. Collective.
+
+        All but the `keep` newest checkpoints are removed, and those that one of these names as the best.
 
         The checkpoint is written beside its place and renamed when every rank has finished, so a killed run never
         leaves one that is half there. In the background, the call returns when the state is copied.
@@ -197,13 +213,14 @@ class Checkpoints:
             CheckpointError: a file cannot be written, because the disk is full for example.
         """
         self.finish()
-        partial = self.folder / f".partial_step_{step:08d}"
+        partial = self.folder / f"{PARTIAL}{self.path(step).name}"
         main = dist.get_rank() == 0
         if main:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / "optimizer").mkdir(parents=True)
         dist.barrier()
         content = {"step": step, "shift": shift.state_dict(), "started": self.started.isoformat()}
+        content |= {"best": dict(best)} if best else {}
         with _errors_name(partial):
             if main:
                 save_side_files(self.hf_folder, partial)
@@ -232,13 +249,22 @@ class Checkpoints:
     def _publish(self, partial: Path) -> None:
         """Renames a complete checkpoint into its place and removes old ones. Collective."""
         if dist.get_rank() == 0:
-            final = partial.with_name(partial.name.removeprefix(".partial_"))
+            final = partial.with_name(partial.name.removeprefix(PARTIAL))
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
-            for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
-                shutil.rmtree(old)
+            self._prune()
         dist.barrier()
+
+    def _prune(self) -> None:
+        every = sorted(self.folder.glob("step_*"))
+        kept = set(every[-self.keep :])
+        for newest in every[-self.keep :]:
+            with contextlib.suppress(CheckpointError):  # it is damaged, so that no resume will look for its best
+                step = read_state(newest).get("best", {}).get("step")
+                kept |= set() if step is None else {self.path(step)}
+        for old in set(every) - kept:
+            shutil.rmtree(old)
 
     def mark_finished(self, step: int, export: Path | None) -> None:
         """Records that the run is complete, with the digest of its export's SHA256SUMS. Rank 0 only."""

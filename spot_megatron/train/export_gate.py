@@ -16,6 +16,7 @@ import numpy as np
 from spot_megatron.files import write_json
 from spot_megatron.hf.folder import HFFolder
 from spot_megatron.model.gpt import PairGPT
+from spot_megatron.model.lora import adapters_off
 from spot_megatron.report.run import EXPORT, MARGIN_LOSS
 from spot_megatron.train.reference import sample_of, sample_sums
 from spot_megatron.train.run_folder import say
@@ -44,7 +45,8 @@ def export_run(job: Setup, chunks: Sequence[PairGPT], reference: np.ndarray) -> 
     source = job.weights.folder
     export_hf(chunks, source, result, job.hf, dtype=options.dtype, shard_gb=options.shard_gb, replace=True)
     load_hf(chunks, HFFolder(result), job.hf)
-    exported = rewards(beta * (sample_sums(job, chunks, sample) - reference[sample]))
+    with adapters_off(chunks):  # they are merged into the folder's weights
+        exported = rewards(beta * (sample_sums(job, chunks, sample) - reference[sample]))
     if job.topology.is_main:
         content = {"dtype": options.dtype, "pairs": len(sample), "trained": trained, "exported": exported}
         write_json(job.folder / EXPORT, content)

@@ -26,7 +26,8 @@ IDS = "loggers.json"
 
 
 class Logger(Protocol):
-    """Receives the numbers of every step. A step that is logged again after a resume has the same numbers."""
+    """Receives the numbers of every step, and those of a validation under names with the prefix validation/. A step
+    that is logged again after a resume has the same numbers."""
 
     def log(self, numbers: Mapping[str, float], step: int) -> None: ...
 
@@ -87,7 +88,7 @@ class TensorBoard:
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         for key, value in numbers.items():
             if key != "step":
-                self._writer.add_scalar(f"train/{key}", value, step)
+                self._writer.add_scalar(key if "/" in key else f"train/{key}", value, step)
 
     def close(self, failed: bool) -> None:
         self._writer.close()

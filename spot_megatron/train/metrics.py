@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -57,6 +57,17 @@ def earlier_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
+def earlier_validations(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """The validations after 0 to `last_step` updates of a run that continues from there; of a new run, none."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in path.read_bytes().splitlines() if last_step and path.exists() else []:
+        with contextlib.suppress(PairError):
+            row = parse_line(line, str(path))
+            if type(row.get("step")) is int and 0 <= row["step"] <= last_step:
+                rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
 class MetricsLog:
     """Appends a row per step to every logger. A resumed run drops the rows after its checkpoint and writes them again.
 
@@ -71,7 +82,11 @@ class MetricsLog:
         rows = earlier_rows(self.path, first_step)
         write_rows(self.path, rows)
         self._file = self.path.open("a", encoding="utf-8")
-        self._watch = Watch(rows)
+        self._validations = folder / "validation.jsonl"
+        validations = earlier_validations(self._validations, first_step)
+        if validations or self._validations.exists():
+            write_rows(self._validations, validations)
+        self._watch = Watch(rows, validations)
         self._every = recipe.train.log_every_steps
         self._loggers = open_loggers(folder, recipe, first_step)
         self._interactive = sys.stderr.isatty()
@@ -88,17 +103,35 @@ class MetricsLog:
         warnings = self._watch.look(row)
         if warnings:
             row["warnings"] = sorted(warnings)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        _append(self._file, row)
         numbers = {key: value for key, value in row.items() if key != "warnings"}
         for logger in self._loggers:
             logger.log(numbers, step)
         self._bar.update()
-        for name, text in warnings.items():
-            tqdm.write(f"WARNING {name}: step {step}: {text}", file=sys.stderr)
+        self._warn(step, warnings)
         if step % self._every == 0:
             self._show(row)
+
+    def write_validation(self, row: dict[str, Any], is_best: bool) -> None:
+        """Logs a validation; its row is on disk when this returns. `is_best`: by validation.keep_best."""
+        if not self._is_main:
+            return
+        step = row["step"]
+        numbers = {f"validation/{key}": value for key, value in row.items() if key != "step"}
+        warnings = self._watch.look_at_validation(row)
+        if warnings:
+            row["warnings"] = sorted(warnings)
+        with self._validations.open("a", encoding="utf-8") as file:
+            _append(file, row)
+        for logger in self._loggers:
+            logger.log(numbers, step)
+        self._warn(step, warnings)
+        tqdm.write(validation_line(row, is_best), file=sys.stdout)
+        sys.stdout.flush()
+
+    def _warn(self, step: int, warnings: dict[str, str]) -> None:
+        for name, text in warnings.items():
+            tqdm.write(f"WARNING {name}: step {step}: {text}", file=sys.stderr)
 
     def _show(self, row: dict[str, Any]) -> None:
         text = (
@@ -122,6 +155,26 @@ class MetricsLog:
         self._file.close()
         for logger in self._loggers:
             logger.close(failed=kind is not None)
+
+
+def validation_line(row: dict[str, Any], is_best: bool) -> str:
+    """The progress line of a validation."""
+    text = f"validation after step {row['step']}:"
+    if "loss" in row:
+        text += (
+            f"  loss {row['loss']:.4f}  r+ {row['reward_chosen']:+.3f}  r- {row['reward_rejected']:+.3f}  "
+            f"accuracy {row['reward_accuracy']:.2f}"
+        )
+    if "probe_logp" in row:
+        text += f"  probe {row['probe_logp']:.4f} ({row['probe_change']:+.4f}) nats a token"
+    return text + ("  best" if is_best else "")
+
+
+def _append(file: TextIO, row: dict[str, Any]) -> None:
+    """A line that is on disk when this returns."""
+    file.write(json.dumps(row) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _clock(seconds: float) -> str:

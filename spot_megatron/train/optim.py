@@ -118,12 +118,12 @@ def _fuse_weight_gradients(chunks: list[PairGPT]) -> None:
     """
     for module in (module for chunk in chunks for module in chunk.modules()):
         if hasattr(module, "fuse_wgrad_accumulation"):
-            module.fuse_wgrad_accumulation = True
+            module.fuse_wgrad_accumulation = all(weight.requires_grad for weight in module.parameters(recurse=False))
 
 
 def _bucket_size(chunk: PairGPT, num_replicas: int) -> int:
     """Parameters that travel together: Megatron's own size for large models, an eighth of a small one."""
-    eighth = sum(parameter.numel() for parameter in chunk.parameters()) // 8
+    eighth = sum(parameter.numel() for parameter in chunk.parameters() if parameter.requires_grad) // 8
     return max(1, min(eighth, max(40_000_000, 1_000_000 * num_replicas)))
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from spot_megatron.data.dataset import PreferencePairDataset
 from spot_megatron.data.pack import Pack
-from spot_megatron.data.records import TokenPair, read_pairs
+from spot_megatron.data.records import TokenPair
 from spot_megatron.data.sampler import BatchSampler, Bins
-from spot_megatron.data.template import TokenizedPairs, check_vocabulary, load_tokenizer, tokenize_pairs
-from spot_megatron.errors import PairError, RecipeError
+from spot_megatron.data.template import TokenizedPairs
 from spot_megatron.files import write_json
 from spot_megatron.hf.checksums import CHECKSUMS
 from spot_megatron.hf.config import HFModelConfig, read_hf_config
@@ -26,11 +25,13 @@ from spot_megatron.recipe import Recipe
 from spot_megatron.train import checkpoint
 from spot_megatron.train.batches import training_batches
 from spot_megatron.train.checkpoint import FINISHED, Checkpoints, Found, find_intact, finished_state, set_aside
+from spot_megatron.train.data import read_data
 from spot_megatron.train.heartbeat import Heartbeat
 from spot_megatron.train.loggers import check_loggers
 from spot_megatron.train.packing import pack_multiple
 from spot_megatron.train.push import check_token
 from spot_megatron.train.run_folder import first_date, from_main, prepare_folder, say
+from spot_megatron.weights.peft import adapter_digest
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Setup:
     sampler: BatchSampler
     checkpoints: Checkpoints
     heartbeat: Heartbeat
+    held_out: PreferencePairDataset | None = None
+    probe: PreferencePairDataset | None = None
     finished: bool = False  # by an earlier start: nothing is left to do
 
     def packs(self, step: int) -> list[Pack]:
@@ -82,10 +85,10 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
     finished = from_main(lambda: finished_state(output) if resume == "auto" else None, topology)
     found = find_intact(output / "checkpoints") if resume == "auto" and not finished else Found()
     started: datetime = from_main(lambda: first_date(output, finished or found.state, resume), topology)
-    tokenized = read_data(recipe, hf_folder, hf, topology, started)
-    dataset = PreferencePairDataset.build(tokenized, seed=recipe.seed, max_tokens=recipe.data.max_tokens, pad_id=0)
+    data = read_data(recipe, hf_folder, hf, topology, started)
+    dataset = _dataset(data.training.pairs, recipe)
     sampler = training_batches(recipe, dataset, hf, topology)
-    digest: str = from_main(weights.digest, topology)
+    digest: str = from_main(lambda: _initial_digest(recipe, weights), topology)
     identity = checkpoint.identity(recipe, dataset.fingerprint(), digest, len(dataset), sampler.num_steps)
     if found.newest:  # another run is refused before any of its files is overwritten
         for name in checkpoint.check_identity(found.newest, found.state, identity):
@@ -95,45 +98,37 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
             )
         if not (found.newest / CHECKSUMS).is_file():
             say(topology, f"WARNING: {found.newest} has no {CHECKSUMS}, so damage to its files may go unnoticed")
-    if finished:
-        checkpoint.check_identity(output / FINISHED, finished, identity)
-        checkpoints = Checkpoints(output / "checkpoints", identity, started, hf_folder, recipe.checkpoint.keep, found)
-        return Setup(recipe, topology, output, hf, weights, digest, dataset, sampler, checkpoints, heartbeat, True)
-    folder = prepare_folder(recipe, topology, started)
-    if topology.is_main:
-        (folder / FINISHED).unlink(missing_ok=True)  # its export is gone
-        write_json(folder / "dropped.json", tokenized.dropped)
-        for damaged, reason in found.damaged.items():
-            say(topology, f"WARNING: {reason}. Renamed to {set_aside(damaged)}; continuing from {found.newest}")
     checkpoints = Checkpoints(
-        folder / "checkpoints",
+        output / "checkpoints",
         identity,
         started,
         hf_folder,
-        recipe.checkpoint.keep,
-        found,
-        recipe.checkpoint.background,
+        keep=recipe.checkpoint.keep,
+        found=found,
+        background=recipe.checkpoint.background,
     )
-    return Setup(recipe, topology, folder, hf, weights, digest, dataset, sampler, checkpoints, heartbeat)
+    job = Setup(recipe, topology, output, hf, weights, digest, dataset, sampler, checkpoints, heartbeat)
+    if finished:
+        checkpoint.check_identity(output / FINISHED, finished, identity)
+        return replace(job, finished=True)
+    folder = prepare_folder(recipe, topology, started)
+    if topology.is_main:
+        (folder / FINISHED).unlink(missing_ok=True)  # its export is gone
+        write_json(folder / "dropped.json", data.training.dropped)
+        for damaged, reason in found.damaged.items():
+            say(topology, f"WARNING: {reason}. Renamed to {set_aside(damaged)}; continuing from {found.newest}")
+    held_out, probe = (_dataset(pairs, recipe) if pairs else None for pairs in (data.held_out, data.probe))
+    return replace(job, held_out=held_out, probe=probe)
 
 
-def read_data(
-    recipe: Recipe, hf_folder: Path, hf: HFModelConfig, topology: Topology, started: datetime
-) -> TokenizedPairs:
-    """Pair files -> tokens. Prints how many pairs were dropped and why; the run's dropped.json lists them.
+def _dataset(pairs: list[TokenPair], recipe: Recipe) -> PreferencePairDataset:
+    tokenized = TokenizedPairs(pairs, {})
+    return PreferencePairDataset.build(tokenized, seed=recipe.seed, max_tokens=recipe.data.max_tokens, pad_id=0)
 
-    Chat templates that read the clock get `started`, so that a resumed run has the same prompts.
-    """
-    data = recipe.data
-    records = read_pairs(recipe.pair_files, data.format)
-    has_text = any(not isinstance(record, TokenPair) for record in records)
-    if data.enable_thinking and not has_text:
-        raise RecipeError("data.enable_thinking=true: these pairs are token ids already, so no template reads it")
-    tokenizer = load_tokenizer(hf_folder) if has_text else None
-    tokenized = tokenize_pairs(records, tokenizer, data.max_tokens, data.enable_thinking, started)
-    for reason, ids in tokenized.dropped.items():
-        say(topology, f"dropped {len(ids)} of {len(records)} pairs: {reason} (first: {ids[0]})")
-    if not tokenized.pairs:
-        raise PairError(f"{recipe.data.pairs}: no pair is left to train on; see the reasons above")
-    check_vocabulary(tokenized.pairs, hf.vocab_size, f"vocab_size of {hf_folder}/config.json")
-    return tokenized
+
+def _initial_digest(recipe: Recipe, weights: HFFolder) -> str:
+    """Of the policy before its first update: the model's weights, and adapters that are not new."""
+    digest = weights.digest()
+    if recipe.lora.adapter is None:
+        return digest
+    return hashlib.sha256((digest + adapter_digest(Path(recipe.lora.adapter))).encode()).hexdigest()

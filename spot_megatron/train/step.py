@@ -149,6 +149,7 @@ class ObjectiveLoss:
         report = {
             "losses": losses.detach(),
             "sums": torch.stack([losses.detach().sum(), chosen.sum(), rejected.sum(), accurate.sum(), reference_nll]),
+            "rewards": torch.stack([chosen, rejected], dim=1),
             "worst_drift": drift.max() if len(drift) else drift.new_zeros(()),
         }
         return loss, torch.full((), num_counted, dtype=torch.int, device=logp_S.device), report

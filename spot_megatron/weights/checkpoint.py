@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core import parallel_state as mpu
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
@@ -22,13 +23,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from spot_megatron.errors import CheckpointError
 from spot_megatron.hf.checksums import file_names, sums_of, verify_checksums, write_checksums
 from spot_megatron.model.gpt import PairGPT
+from spot_megatron.model.lora import adapters_of, has_adapters
 from spot_megatron.weights.dist_metadata import METADATA, check_metadata
 
 SHARED_FROM_BYTES = 1 << 30  # of a rank's weights: a replica's writer process takes some 250 MB and seconds of its own
 
 
 def save_model(chunks: Sequence[PairGPT], folder: Path) -> None:
-    """Writes the parameters of `chunks` (unwrapped) into the empty or new `folder`. Collective.
+    """Writes the parameters of `chunks` (unwrapped) into the empty or new `folder`; with LoRA, those of the adapters.
+    Collective.
 
     megatron.core writes metadata.json last, so that a folder without it is incomplete. It starts writer processes: the
     program needs an `if __name__ == "__main__"` guard.
@@ -85,7 +88,8 @@ def _request(chunks: Sequence[PairGPT], folder: Path) -> AsyncRequest:
     """The save as megatron.core plans it. Collective."""
     strategy = get_default_save_sharded_strategy()
     replicas = mpu.get_data_parallel_group(with_context_parallel=True)
-    num_bytes = sum(parameter.nbytes for chunk in chunks for parameter in chunk.parameters())
+    trained = [parameter for chunk in chunks for parameter in chunk.parameters() if parameter.requires_grad]
+    num_bytes = sum(parameter.nbytes for parameter in trained)
     if replicas.size() > 1 and num_bytes > SHARED_FROM_BYTES:  # else the first replica writes everything
         strategy = FullyParallelSaveStrategyWrapper(strategy, replicas)
     return dist_checkpointing.save(
@@ -119,7 +123,7 @@ def load_model(chunks: Sequence[PairGPT], folder: Path) -> None:
     for key, chunk in zip(_keys(chunks), chunks, strict=True):
         missing, unexpected = chunk.load_state_dict(loaded[key], strict=False)
         assert not unexpected, unexpected
-        assert all(name.endswith("_extra_state") for name in missing), missing
+        assert has_adapters(chunk) or all(name.endswith("_extra_state") for name in missing), missing
 
 
 def check_format(folder: Path) -> None:
@@ -213,15 +217,41 @@ def one_line(error: BaseException) -> str:
 
 
 def model_state(chunks: Sequence[PairGPT]) -> dict[str, Any]:
-    """Each chunk's sharded state dict, without Transformer Engine's `_extra_state`.
+    """Each chunk's sharded state dict, without Transformer Engine's `_extra_state`; with LoRA, that of its adapters.
 
     That state is empty except under FP8 with delayed scaling, which is not supported; without it a checkpoint can be
     loaded both with Transformer Engine and on the CPU.
     """
     return {
-        key: {name: value for name, value in chunk.sharded_state_dict().items() if not name.endswith("_extra_state")}
+        key: _adapter_state(chunk) if has_adapters(chunk) else _whole_state(chunk)
         for key, chunk in zip(_keys(chunks), chunks, strict=True)
     }
+
+
+def _whole_state(chunk: PairGPT) -> dict[str, Any]:
+    return {name: value for name, value in chunk.sharded_state_dict().items() if not name.endswith("_extra_state")}
+
+
+def _adapter_state(chunk: PairGPT) -> dict[str, ShardedTensor]:
+    """The chunk's adapters as parts of a distributed checkpoint. Keys are global names, so any split can load them."""
+    found = {}
+    for name, adapter in adapters_of(chunk):
+        layout = adapter.layout
+        replica = (
+            mpu.get_expert_data_parallel_rank()
+            if layout.is_expert
+            else mpu.get_data_parallel_rank(with_context_parallel=True)
+        )
+        for matrix, side, parameter in adapter.named_sides():
+            dim, rank = layout.split_dim(side), layout.ranks.rank()
+            offsets = [] if dim is None else [(dim, rank, layout.ranks.size())]
+            found[f"{name}.{matrix.leaf}_{side}"] = ShardedTensor.from_rank_offsets(
+                f"{matrix.module}.lora_{side}",
+                parameter,
+                *offsets,
+                replica_id=(0, rank if dim is None else 0, replica),
+            )
+    return found
 
 
 def _keys(chunks: Sequence[PairGPT]) -> list[str]:

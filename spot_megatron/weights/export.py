@@ -1,4 +1,4 @@
-"""The parameters of all ranks -> a Hugging Face folder."""
+"""The parameters of all ranks -> a Hugging Face folder. Adapters are merged into their weights."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from spot_megatron.hf.output import (
     start_partial,
 )
 from spot_megatron.model.gpt import PairGPT
+from spot_megatron.model.lora import LinearAdapter, adapter_of_weight, base_parameters
 from spot_megatron.weights.checkpoint import save_checksums
 from spot_megatron.weights.placement import Placement, ReplicaGroup, layer_offset
 from spot_megatron.weights.shards import is_finite, split, tp_join, trim_vocab
@@ -45,6 +46,15 @@ class Share:
     group: ReplicaGroup
     replica: int  # the replica from which the parameter is written
     writer: int  # the rank within group.ranks that writes it
+    adapter: LinearAdapter | None = None  # merged into the parameter
+
+    def value(self) -> Tensor:
+        """This rank's part of what is exported, bit for bit the parameter where its adapter adds nothing."""
+        weight = self.parameter.detach()
+        if self.adapter is None:
+            return weight
+        delta = self.adapter.delta()
+        return torch.where(delta == 0, weight.float(), weight.float() + delta)
 
     @property
     def is_gathered(self) -> bool:
@@ -107,8 +117,17 @@ def export_hf(
 def _write_shards(
     chunks: Sequence[PairGPT], config: HFModelConfig, kinds: Mapping[str, str], destination: Path, shard_bytes: int
 ) -> None:
-    """Writes this rank's share. Collective; raises on every rank if a weight of any rank is not finite."""
-    shares = _shares(chunks, config, Placement.of_megatron())
+    write_shares(_shares(chunks, config), config, kinds, destination, shard_bytes)
+
+
+def write_shares(
+    shares: Sequence[Share], config: HFModelConfig, kinds: Mapping[str, str], destination: Path, shard_bytes: int
+) -> None:
+    """Writes this rank's tensors of `shares` into files of the partial folder of `destination`. Collective.
+
+    Raises:
+        WeightError: on every rank, if a tensor of any rank is not finite.
+    """
     mine = {
         name: (kinds[name], shape)
         for share in shares
@@ -136,26 +155,42 @@ def _write_shards(
         )
 
 
-def _shares(chunks: Sequence[PairGPT], config: HFModelConfig, placement: Placement) -> list[Share]:
-    """This rank's parameters in order, each with the writer that has the fewest bytes so far.
+def _shares(chunks: Sequence[PairGPT], config: HFModelConfig) -> list[Share]:
+    """This rank's parameters in order, without adapters."""
+    mappings, dealer = weight_map(config), ShareDealer()
+    shares = []
+    for chunk in chunks:
+        offset, adapters = layer_offset(chunk), adapter_of_weight(chunk)
+        for name, parameter in base_parameters(chunk):
+            expert_offset = dealer.placement.expert_offset(config.num_experts)
+            mapping, hf_names = resolve(mappings, name, offset, expert_offset)
+            if mapping.exported:
+                shares.append(dealer.share(parameter, mapping, hf_names, adapters.get(name)))
+    return shares
+
+
+class ShareDealer:
+    """Deals parameters to writers, each to the one that has the fewest bytes so far.
 
     The ranks that hold the same parameters compute the same result without communication.
     """
-    mappings = weight_map(config)
-    loads: dict[ReplicaGroup, list[int]] = {}
-    shares = []
-    for chunk in chunks:
-        offset = layer_offset(chunk)
-        for name, parameter in chunk.named_parameters():
-            mapping, hf_names = resolve(mappings, name, offset, placement.expert_offset(config.num_experts))
-            if not mapping.exported:
-                continue
-            group = placement.replica_group(mapping)
-            load = loads.setdefault(group, [0] * (group.num_replicas * group.ranks.size()))
-            writer = load.index(min(load))
-            load[writer] += parameter.nbytes
-            shares.append(Share(parameter, mapping, hf_names, group, *divmod(writer, group.ranks.size())))
-    return shares
+
+    def __init__(self) -> None:
+        self.placement = Placement.of_megatron()
+        self._loads: dict[ReplicaGroup, list[int]] = {}
+
+    def share(
+        self,
+        parameter: Tensor,
+        mapping: ParameterMapping,
+        hf_names: tuple[str, ...],
+        adapter: LinearAdapter | None = None,
+    ) -> Share:
+        group = self.placement.replica_group(mapping)
+        load = self._loads.setdefault(group, [0] * (group.num_replicas * group.ranks.size()))
+        writer = load.index(min(load))
+        load[writer] += parameter.nbytes
+        return Share(parameter, mapping, hf_names, group, *divmod(writer, group.ranks.size()), adapter)
 
 
 def _whole_tensors(share: Share, config: HFModelConfig) -> list[tuple[str, Tensor]]:
@@ -163,7 +198,7 @@ def _whole_tensors(share: Share, config: HFModelConfig) -> list[tuple[str, Tenso
     if not share.is_gathered:
         return []
     sharding = share.mapping.sharding
-    shards = [share.parameter] if sharding is Sharding.REPLICATED else _gather(share)
+    shards = [share.value()] if sharding is Sharding.REPLICATED else _gather(share)
     if not share.is_written:
         return []
     heads_per_group = config.num_heads // config.num_groups
@@ -176,7 +211,7 @@ def _whole_tensors(share: Share, config: HFModelConfig) -> list[tuple[str, Tenso
 
 def _gather(share: Share) -> list[Tensor]:
     """Every shard of the parameter, in rank order, on the rank that writes it; empty elsewhere."""
-    ranks, parameter = share.group.ranks, share.parameter.detach().contiguous()
+    ranks, parameter = share.group.ranks, share.value().contiguous()
     if ranks.size() == 1:
         return [parameter]
     shards = [torch.empty_like(parameter) for _ in range(ranks.size())] if share.is_written else []

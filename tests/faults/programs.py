@@ -36,7 +36,7 @@ def preload() -> None:
         "spot_megatron.train.loop",
         "tools.convert.torch_dist_write",
         "tools.elicit",
-        "tools.eval.accuracy",
+        "tools.eval.local",
         "tools.rectify",
     ):
         importlib.import_module(name)
@@ -259,6 +259,7 @@ def evaluate(model: Path, questions: Path, output: Path) -> Program:
     from tools.eval.__main__ import main
 
     arguments = ["--model", str(model), "--questions", str(questions), "--greedy", "--max-new-tokens", "24", "--json"]
+    arguments += ["--output", str(output.with_name("evaluation"))]
 
     def scores(log: Path) -> dict[str, Any]:
         result = json.loads(log.read_text().splitlines()[-1])["model"]

@@ -15,8 +15,9 @@ from spot_megatron.hf.names import Sharding, weight_map
 from spot_megatron.parallel.split import Split
 from spot_megatron.plan import dryrun
 from spot_megatron.plan.dryrun import Holdings, dry_run, places
-from spot_megatron.plan.memory import checkpoint_bytes, parameters_of_rank
+from spot_megatron.plan.memory import checkpoint_bytes
 from spot_megatron.plan.models import PUBLISHED, PUBLISHED_PARAMETERS, planned_model
+from spot_megatron.plan.trained import adapters_of_rank, num_trained, parameters_of_rank
 from spot_megatron.recipe import RECIPE_FOLDER, Parallel, load_recipe
 from tests.processes import output_of, run
 from tests.support import SHAPE, make_recipe, save_random_hf
@@ -48,8 +49,28 @@ def test_every_recipe_builds_and_agrees_with_the_plan(name):
     split = Split(recipe.parallel, num_ranks)
     for rank in job.ranks:
         assert (rank.num_dense, rank.num_expert) == parameters_of_rank(shape, split, rank.place.pipeline)
+        assert rank.num_adapter == sum(adapters_of_rank(shape, split, recipe.lora, rank.place.pipeline))
     chunks = [part for rank in job.ranks for part in rank.layers]
     assert {layer for part in chunks for layer in part} == set(range(shape.num_layers))
+
+
+@pytest.mark.parametrize("targets", [["attention"], ["mlp"], ["q_proj", "up_proj", "down_proj"]])
+def test_adapters_of_every_rank_agree_with_the_plan(tmp_path, targets):
+    shape = replace(EXPERTS, moe_layers=(0, 1, 2, 3))
+    parallel = {"expert": 2, "tensor": 4, "sequence": True, "expert_tensor": 2, "pipeline": 2}
+    recipe = local_recipe(tmp_path, shape, parallel=parallel, lora={"rank": 4, "targets": targets})
+    found = [rank.num_adapter for rank in dry_run(recipe, shape, 16).ranks]
+    wanted = sum(adapters_of_rank(shape, Split(recipe.parallel, 16), recipe.lora, 0))
+    assert found == [wanted] * len(found)
+    whole = dry_run(recipe.model_copy(update={"parallel": Parallel()}), shape, 1).ranks
+    assert [rank.num_adapter for rank in whole] == [num_trained(shape, recipe.lora)]
+
+
+def test_adapters_that_the_ranks_do_not_hold_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(dryrun.Adapters, "add", lambda *_: None)
+    recipe = local_recipe(tmp_path, SHAPE, lora={"rank": 4})
+    with pytest.raises(WeightError, match=r"lora_A.weight: the ranks hold None elements of "):
+        dry_run(recipe, SHAPE, 1)
 
 
 def test_the_table_of_published_totals_is_that_of_the_shapes():
@@ -179,7 +200,7 @@ def test_the_size_of_a_checkpoint_is_the_one_that_training_writes(tmp_path):
 def test_the_tool_prints_a_table_and_json(capsys):
     assert tool.main(["qwen3_tiny_spot", "--gpus", "2", "--set", "parallel.tensor=2"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("qwen3_tiny_spot on 2 h800: tensor 2\n")
+    assert printed.startswith("qwen3_tiny_spot on 2 H800: tensor 2\n")
     assert "368,256 parameters in 35 tensors, as in the folder's weight files" in printed
     assert "557, recipes/assets/qwen3_tiny/pairs.jsonl" in printed
     assert printed.rstrip().splitlines()[-1].startswith("fits: ")

@@ -16,8 +16,9 @@ from spot_megatron.parallel.split import Split, padded_vocab_size
 from spot_megatron.plan import memory
 from spot_megatron.plan.hardware import THIS_PROJECT, find_gpu
 from spot_megatron.plan.inputs import PlanInput
-from spot_megatron.plan.memory import layer_bytes, parameters_of_rank, rank_memory, stage_memory
+from spot_megatron.plan.memory import layer_bytes, rank_memory, stage_memory
 from spot_megatron.plan.models import PUBLISHED, planned_model
+from spot_megatron.plan.trained import parameters_of_rank
 from spot_megatron.recipe import Memory, Parallel, Precision
 from spot_megatron.train.microbatch import microbatch
 from spot_megatron.train.optim import make_trainable

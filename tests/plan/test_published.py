@@ -10,9 +10,10 @@ import pytest
 from spot_megatron.parallel.split import Split
 from spot_megatron.plan.hardware import GIB, Software, find_gpu
 from spot_megatron.plan.inputs import PlanInput
-from spot_megatron.plan.memory import bytes_per_parameter, layer_bytes, parameters_of_rank, rank_memory, stage_memory
+from spot_megatron.plan.memory import bytes_per_parameter, layer_bytes, rank_memory, stage_memory
 from spot_megatron.plan.models import PUBLISHED
 from spot_megatron.plan.time import step_time
+from spot_megatron.plan.trained import parameters_of_rank
 from spot_megatron.plan.workload import Load
 from spot_megatron.recipe import Memory, Parallel, Precision
 from tests.plan.published import MEGATRON_BRIDGE, MEGATRON_LM, NAMES, OTHER_SOFTWARE, PEAKS, SPEEDS, Peak, Speed

@@ -72,7 +72,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, content: dict[str, Any], status: int = 200) -> None:
         self.server.asked.append(f"{self.command} {self.path.split('?')[0]}")
-        self.server.tokens.add(self.headers.get("Authorization"))
+        if self.path.startswith(("/api/models", "/api/repos")):
+            self.server.tokens.add(self.headers.get("Authorization"))
         body = json.dumps({"error": "down"} if self.server.is_down else content).encode()
         self.send_response(403 if self.server.is_down else status)
         self.send_header("Content-Type", "application/json")
