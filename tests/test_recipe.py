@@ -80,6 +80,7 @@ def test_the_dump_is_the_recipe(tmp_path):
         (BASE + "precision: {dtype: fp32, grad_dtype: bf16}\n", ["grad_dtype"]),
         (BASE + "objective: {shift: {kind: none, decay: 0.5}}\n", ["decay"]),
         (BASE + "objective: {name: spot_bce}\n", ["shift", "spot_bco"]),
+        (BASE + "export: {dtype: fp32}\n", ["export.dtype=fp32", "precision.dtype=fp32"]),
         (BASE + "objective: {label_smoothing: 0.1}\n", ["label_smoothing", "dpo or spot_bce"]),
         (BASE + "objective: {shift: {kind: cumulative_inclusive}}\nparallel: {pipeline: 2}\n", ["pipeline"]),
         (BASE + "memory: {recompute: full, recompute_above_tokens: 9}\n", ["recompute_above_tokens", "none"]),

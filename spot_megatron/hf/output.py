@@ -169,6 +169,13 @@ def add_older_keys(config_file: Path) -> None:
     write_text(config_file, json.dumps({**older, **raw}, indent=2) + "\n")
 
 
+def name_dtype(config_file: Path, dtype: str) -> None:
+    """Sets the data type that transformers loads the weights in: `dtype`, or `torch_dtype` as version 4 wrote it."""
+    raw = json.loads(config_file.read_text())
+    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["dtype", "torch_dtype"]
+    write_text(config_file, json.dumps({**raw, **dict.fromkeys(keys, dtype)}, indent=2) + "\n")
+
+
 def refuse_destination(destination: Path, source: Path, replace: bool = False) -> None:
     """Raises WeightError if a folder cannot be published at `destination`."""
     is_empty = destination.is_dir() and not any(destination.iterdir())

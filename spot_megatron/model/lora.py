@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,6 +226,19 @@ def adapters_of(model: torch.nn.Module) -> Iterator[tuple[str, LinearAdapter]]:
 
 def has_adapters(model: torch.nn.Module) -> bool:
     return any(True for _ in adapters_of(model))
+
+
+@contextmanager
+def adapters_off(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Within it the adapters add nothing, so that the model is its base."""
+    scales = {adapter: adapter.scale for chunk in chunks for _, adapter in adapters_of(chunk)}
+    for adapter in scales:
+        adapter.scale = 0.0
+    try:
+        yield
+    finally:
+        for adapter, scale in scales.items():
+            adapter.scale = scale
 
 
 def adapter_of_weight(model: torch.nn.Module) -> dict[str, LinearAdapter]:

@@ -69,6 +69,10 @@ def _rules(recipe: Recipe) -> dict[str, bool]:
         f"precision.fp8={precision.fp8} requires memory.master_weights=fp32 and memory.moments=fp32 (Megatron-Core)": (
             precision.fp8 != "none" and recipe.has_compact_states
         ),
+        "export.push_to_hub requires export.hf=true": (recipe.export.push_to_hub is not None and not recipe.export.hf),
+        "export.dtype=fp32 requires precision.dtype=fp32: the weights of a bf16 model hold no more": (
+            recipe.export.dtype == "fp32" and precision.dtype == "bf16"
+        ),
         "validation.pairs and validation.fraction both hold out pairs; set only one of them": (
             bool(validation.pairs) and validation.fraction > 0
         ),

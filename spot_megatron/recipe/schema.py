@@ -224,6 +224,15 @@ class Export(Section):
     """The result as a Hugging Face folder, in output/hf."""
 
     hf: bool = Field(True, description="Exports the trained model after the last step.")
+    dtype: Literal["source", "fp32", "bf16"] = Field(
+        "source", description="Type of the exported weights. source: as in model.hf."
+    )
+    push_to_hub: str | None = Field(
+        None,
+        pattern=r"^([A-Za-z0-9._-]+/)?[A-Za-z0-9._-]+$",
+        description="Repository of the Hugging Face hub, made private, that the result is uploaded to with a model "
+        "card; needs HF_TOKEN. null: no upload.",
+    )
     shard_gb: float = Field(5.0, gt=0, description="Upper bound on the size of a safetensors file, in 10^9 bytes.")
     adapter: bool = Field(False, description="With lora: also writes the adapters as a PEFT folder, output/adapter.")
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from spot_megatron.objective.values import VALUE_AT_REFERENCE
 from spot_megatron.report.numbers import number
-from spot_megatron.report.run import Run, Score
+from spot_megatron.report.run import MARGIN_LOSS, Run, Score
 
 # Named warnings of train/watch.py, explained.
 WARNINGS = {
@@ -120,6 +120,7 @@ def checks(run: Run) -> list[Check]:
     found += _first_loss(run)
     found += _not_finite(run)
     found += _clipping(run)
+    found += _export(run)
     found += [
         Check("warn", f"{plain(name)} in {_steps(len(steps))} (first: step {steps[0]})" + WARNINGS.get(name, ""))
         for name, steps in run.warnings.items()
@@ -204,6 +205,18 @@ def _first_loss(run: Run) -> list[Check]:
     if abs(first - value) <= FIRST_LOSS_TOLERANCE * value:
         return [Check("good", f"{text}, {name} = {value:.6f}: the policy starts as its reference")]
     return [Check("warn", f"{text}, not {name} = {value:.6f}: the policy did not start as its reference")]
+
+
+def _export(run: Run) -> list[Check]:
+    """Whether the exported folder, rounded to its data type, has the margin of the trained weights."""
+    before, after = (run.export.get(f"{which}.reward_margin") for which in ("trained", "exported"))
+    if not isinstance(before, float) or not isinstance(after, float):
+        return []
+    of_pairs = f"margin of {plain(run.export.get('pairs', '?'))} pairs"
+    text = f"{of_pairs} is {number(after)} in the exported folder, {number(before)} in the trained weights"
+    if before - after > MARGIN_LOSS * abs(before):
+        return [Check("warn", f"{text}: rounding to the folder's data type undid a part of the training")]
+    return [Check("good", text)]
 
 
 def _not_finite(run: Run) -> list[Check]:

@@ -29,6 +29,10 @@ METRICS = (
 VALIDATION_METRICS = ("loss", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy", "probe_change")
 
 
+EXPORT = "export.json"  # rewards of a sample of pairs as trained and as exported
+MARGIN_LOSS = 0.1  # share of the margin that an export may lose by rounding without a warning
+
+
 @dataclass(frozen=True)
 class Score:
     """Graded responses to one skill's questions."""
@@ -60,6 +64,7 @@ class Run:
     base_skills: Skills
     skills: Skills
     problems: list[str]
+    export: dict[str, Any] = field(default_factory=dict)  # export.json by dotted key
     validation_steps: list[int] = field(default_factory=list)  # increasing, from 0
     validation: dict[str, list[float]] = field(default_factory=dict)  # of VALIDATION_METRICS, those that it has
 
@@ -138,6 +143,7 @@ def read_run(folder: Path) -> Run:
         base_skills=base_skills,
         skills=skills,
         problems=problems,
+        export=_flatten(_read_json(folder / EXPORT, problems)) if (folder / EXPORT).is_file() else {},
         validation_steps=list(validations),
         validation={
             key: [_number(row.get(key)) for row in validations.values()]

@@ -16,11 +16,13 @@ from spot_megatron.objective.shift import RewardShift
 from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 from spot_megatron.report import write_report
+from spot_megatron.train.export_gate import export_run
 from spot_megatron.train.finite import check_gradients, check_initial_weights, check_weights
 from spot_megatron.train.gate import check_step_zero
 from spot_megatron.train.heartbeat import Heartbeat
 from spot_megatron.train.metrics import MetricsLog, metrics_row
 from spot_megatron.train.optim import Policy, learning_rate, make_trainable
+from spot_megatron.train.push import push_to_hub
 from spot_megatron.train.reference import reference_pass
 from spot_megatron.train.run_folder import from_main, locked, say
 from spot_megatron.train.setup import Setup, set_up
@@ -28,7 +30,6 @@ from spot_megatron.train.step import ObjectiveLoss, forward_backward, reduce_sum
 from spot_megatron.train.stop import StopSignal
 from spot_megatron.train.validation import Validation
 from spot_megatron.weights.adapters import attach_adapters
-from spot_megatron.weights.export import export_hf
 from spot_megatron.weights.load import load_hf
 from spot_megatron.weights.peft import export_adapter
 
@@ -51,6 +52,7 @@ def work(job: Setup) -> int:
     recipe, topology = job.recipe, job.topology
     if job.finished:
         say(topology, f"{job.folder} holds a finished run of this recipe: nothing is left to do")
+        publish(job)
         return 0
     job.heartbeat.beat(0, "loading the weights")
     chunks = build_model(transformer_config(job.hf, recipe, topology.device.type), job.hf)
@@ -71,23 +73,29 @@ def work(job: Setup) -> int:
     if recipe.export.hf or recipe.export.adapter:
         job.heartbeat.beat(job.sampler.num_steps, "exporting")
         validation.load_best(policy)
-        export(job, policy)
+        export(job, policy, reference)
     if topology.is_main:
         write_report(job.folder)
         job.checkpoints.mark_finished(job.sampler.num_steps, job.folder / "hf" if recipe.export.hf else None)
+    publish(job)
     return 0
 
 
-def export(job: Setup, policy: Policy) -> None:
+def export(job: Setup, policy: Policy, reference: np.ndarray) -> None:
     """Writes what the recipe exports of the weights that the model holds. Collective."""
     recipe, topology = job.recipe, job.topology
     if recipe.export.hf:
-        result = job.folder / "hf"
-        export_hf(policy.bare, job.weights.folder, result, job.hf, shard_gb=recipe.export.shard_gb, replace=True)
-        say(topology, f"exported to {result}")
+        export_run(job, policy.bare, reference)
     if recipe.export.adapter:
         export_adapter(policy.bare, job.folder / "adapter", job.hf, recipe.lora, recipe.model.hf)
         say(topology, f"adapters exported to {job.folder / 'adapter'}")
+
+
+def publish(job: Setup) -> None:
+    """Uploads a finished run's result if the recipe asks for it."""
+    if job.recipe.export.push_to_hub and job.topology.is_main:
+        address = push_to_hub(job.recipe, job.folder, job.checkpoints.identity)
+        say(job.topology, f"uploaded to {address}" if address else "uploaded before")
 
 
 def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray, validation: Validation) -> bool:

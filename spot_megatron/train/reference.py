@@ -121,14 +121,10 @@ def check_sample(job: Setup, chunks: Sequence[PairGPT], reference: np.ndarray, c
     Raises:
         CheckpointError: a side differs by more than the step-0 gate allows.
     """
-    sample = np.unique(np.linspace(0, len(reference) - 1, min(SAMPLE, len(reference))).round().astype(int))
-    ranks, stages = job.topology.data_size, job.topology.pipeline_size
-    count = -(-len(sample) // (ranks * stages)) * stages  # micro-batches a rank: interleaved stages need a multiple
-    plan = [[[int(i)] for i in sample[rank::ranks]] for rank in range(ranks)]
-    plan = [bins + [[] for _ in range(count - len(bins))] for bins in plan]
-    again = reference_sums(chunks, len(reference), [job.lay_out(plan)], job.topology)
+    sample = sample_of(len(reference), SAMPLE)
+    again = sample_sums(job, chunks, sample)
     lengths = np.array([[len(job.dataset.pairs[i].chosen_ids), len(job.dataset.pairs[i].rejected_ids)] for i in sample])
-    drift = np.abs(again[sample] - reference[sample]) / np.sqrt(np.maximum(lengths, 1))
+    drift = np.abs(again - reference[sample]) / np.sqrt(np.maximum(lengths, 1))
     bound = SIGMAS * noise(job.recipe.precision)
     if not (drift <= bound).all():
         worst = job.dataset.pairs[sample[drift.max(axis=1).argmax()]].id
@@ -136,6 +132,20 @@ def check_sample(job: Setup, chunks: Sequence[PairGPT], reference: np.ndarray, c
             f"{cache} does not fit this model: pair {worst}, computed again, differs by {drift.max():.2e} nats x "
             f"sqrt(tokens) (allowed {bound:.2e}); delete the file"
         )
+
+
+def sample_of(num_pairs: int, size: int) -> np.ndarray:
+    """Indices of at most `size` pairs, spread over the data."""
+    return np.unique(np.linspace(0, num_pairs - 1, min(size, num_pairs)).round().astype(int))
+
+
+def sample_sums(job: Setup, chunks: Sequence[PairGPT], sample: np.ndarray) -> np.ndarray:
+    """[len(sample), 2] sums (chosen, rejected) in nats of the pairs `sample`, each in its own pack. Collective."""
+    ranks, stages = job.topology.data_size, job.topology.pipeline_size
+    count = -(-len(sample) // (ranks * stages)) * stages  # micro-batches a rank: interleaved stages need a multiple
+    plan = [[[int(i)] for i in sample[rank::ranks]] for rank in range(ranks)]
+    plan = [bins + [[] for _ in range(count - len(bins))] for bins in plan]
+    return reference_sums(chunks, len(job.dataset), [job.lay_out(plan)], job.topology)[sample]
 
 
 def rows_of(dataset: PreferencePairDataset, sums: np.ndarray) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from spot_megatron.train.data import read_data
 from spot_megatron.train.heartbeat import Heartbeat
 from spot_megatron.train.loggers import check_loggers
 from spot_megatron.train.packing import pack_multiple
+from spot_megatron.train.push import check_token
 from spot_megatron.train.run_folder import first_date, from_main, prepare_folder, say
 from spot_megatron.weights.peft import adapter_digest
 
@@ -74,6 +75,7 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
     if recipe.deterministic:
         make_deterministic(topology.device)
     check_loggers(recipe)
+    check_token(recipe)
     hf_folder = resolve_model(recipe.model.hf)
     hf = read_hf_config(hf_folder)
     transformer_config(hf, recipe, topology.device.type)  # raises for a split that does not fit, before data is read

@@ -21,6 +21,7 @@ from spot_megatron.hf.output import (
     add_older_keys,
     copy_other_files,
     finish_shards,
+    name_dtype,
     partial_folder,
     publish,
     refuse_destination,
@@ -31,6 +32,8 @@ from spot_megatron.model.lora import LinearAdapter, adapter_of_weight, base_para
 from spot_megatron.weights.checkpoint import save_checksums
 from spot_megatron.weights.placement import Placement, ReplicaGroup, layer_offset
 from spot_megatron.weights.shards import is_finite, split, tp_join, trim_vocab
+
+EXPORT_KINDS = {"fp32": ("F32", "float32"), "bf16": ("BF16", "bfloat16")}  # in safetensors, in config.json
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def export_hf(
     config: HFModelConfig,
     *,
     kinds: Mapping[str, str] | None = None,
+    dtype: str = "source",
     shard_gb: float = 5.0,
     replace: bool = False,
 ) -> None:
@@ -81,6 +85,7 @@ def export_hf(
 
     Args:
         kinds: the data type (by its safetensors name) that each tensor is cast to; by default as in `source`.
+        dtype: source, fp32 or bf16; other than source it replaces `kinds`, and config.json names it.
         replace: replaces an earlier export at `destination` once the new one is complete.
 
     Raises:
@@ -88,6 +93,8 @@ def export_hf(
     """
     source, destination = Path(source), Path(destination).absolute()
     kinds = HFIndex(source).kinds() if kinds is None else kinds
+    if dtype != "source":
+        kinds = dict.fromkeys(kinds, EXPORT_KINDS[dtype][0])
     refuse_destination(destination, source, replace)
     if dist.get_rank() == 0:
         start_partial(destination)
@@ -99,6 +106,8 @@ def export_hf(
         finish_shards(partial, hf_shapes(config))
         copy_other_files(source, partial)
         add_older_keys(partial / "config.json")
+        if dtype != "source":
+            name_dtype(partial / "config.json", EXPORT_KINDS[dtype][1])
     save_checksums(partial)
     if dist.get_rank() == 0:
         publish(destination)

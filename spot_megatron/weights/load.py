@@ -13,6 +13,7 @@ from spot_megatron.hf.folder import HFFolder
 from spot_megatron.hf.index import check_folder
 from spot_megatron.hf.names import ParameterMapping, Sharding, resolve, weight_map
 from spot_megatron.model.gpt import PairGPT
+from spot_megatron.model.lora import base_parameters
 from spot_megatron.weights.placement import Placement, layer_offset
 from spot_megatron.weights.shards import is_finite, merge, pad_vocab, tp_index
 
@@ -32,7 +33,7 @@ def load_hf(chunks: Sequence[PairGPT], hf: HFFolder, config: HFModelConfig) -> N
     bad_names: list[str] = []
     for chunk in chunks:
         offset = layer_offset(chunk)
-        for name, parameter in chunk.named_parameters():
+        for name, parameter in base_parameters(chunk):
             mapping, hf_names = resolve(mappings, name, offset, placement.expert_offset(config.num_experts))
             ranks = placement.replica_group(mapping).ranks
             slices = read_slices(hf, mapping, hf_names, parameter.shape[0], ranks.rank(), ranks.size())

@@ -83,9 +83,9 @@ def rows_even_if_half_written(run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("checkpoint", [{"async": True}, {"every_steps": None}], ids=["async", "only then"])
-def test_stopped_by_a_signal(undisturbed, checkpoint):
+def test_stopped_by_a_signal(undisturbed, checkpoint, request):
     folder = undisturbed.parent
-    command, run = write_run(folder, "stopped", **checkpoint)
+    command, run = write_run(folder, request.node.callspec.id.replace(" ", "_"), **checkpoint)
     process = processes.start(command, folder / "stopped.txt")
     try:
         while not rows_even_if_half_written(run) and process.poll() is None:
