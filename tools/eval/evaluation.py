@@ -43,7 +43,7 @@ def ask_server(
     max_failures: int,
     label: str,
 ) -> None:
-    """Ask every pending sample of a server. Raises RunFailed, Interrupted or EndpointError; what is answered is on file."""
+    """Ask a server for every pending sample. Raises RunFailed, Interrupted or EndpointError; answers are on file."""
     pending = answers.pending()
     if not pending:
         return
