@@ -168,8 +168,8 @@ report: $(READY) ## write report.html of a run: RUN=dir [AGAINST="other runs"]
 reproduce: $(READY) ## train a finished run again and compare metrics and weights: RUN=dir
 	$(PY) -m tools.reproduce $(RUN)
 
-eval: $(READY) ## evaluate a model on questions: MODEL=dir [BASE=dir] [QUESTIONS=file] [ARGS="--max-new-tokens 4096 ..."]
-	$(PY) -m tools.eval --model $(MODEL) $(if $(BASE),--base $(BASE)) --questions $(or $(QUESTIONS),recipes/assets/qwen3_tiny/heldout.jsonl) $(ARGS)
+eval: $(READY) ## evaluate a model: MODEL=dir [BASE=dir] [QUESTIONS=file or BENCHMARKS="aime24=file ..."] [ARGS="--base-url URL ..."]
+	$(PY) -m tools.eval --model $(MODEL) $(if $(BASE),--base $(BASE)) $(if $(BENCHMARKS),--benchmark $(BENCHMARKS),--questions $(or $(QUESTIONS),recipes/assets/qwen3_tiny/heldout.jsonl)) $(ARGS)
 
 study: $(READY) ## train the tiny model under every objective of the paper and compare: [SET="key=value ..."]
 	$(PY) -m tools.study $(if $(SET),--set $(SET))

@@ -55,7 +55,7 @@ def export_run(job: Setup, chunks: Sequence[PairGPT], reference: np.ndarray) -> 
     if before - after > MARGIN_LOSS * abs(before):
         say(
             job.topology,
-            f"WARNING export_rounding: the export lost {before - after:.4f} of the margin by rounding to its data type, "
+            f"WARNING export_rounding: rounding to the export's data type has lost {before - after:.4f} of the margin, "
             f"more than {MARGIN_LOSS:.0%} of it; raise optim.lr, or set export.dtype=fp32 with precision.dtype=fp32",
         )
     return result

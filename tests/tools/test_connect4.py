@@ -9,7 +9,6 @@ import pytest
 from spot_megatron.errors import PairError
 from tools.eval import connect4
 
-
 LINES = [
     [(r + k * dr, c + k * dc) for k in range(4)]
     for r in range(6)

@@ -1,6 +1,7 @@
 """The evaluation: what it samples, what it counts, how it fails. About 10 s."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spot_megatron.errors import PairError, WeightError
 from spot_megatron.recipe import Evaluation
-from tools.eval.__main__ import main, parser
-from tools.eval.accuracy import evaluate, table
-from tools.eval.questions import grade_row, read_questions
+from tests.tools.pairs.support import oracle_server, run
+from tools.eval.__main__ import main, make_plan, parser
+from tools.eval.local import load_model
+from tools.eval.questions import read_questions
 from tools.eval.sample import Decoding, end_token_ids, prompt_ids, sample_responses
+from tools.pairs.prompts import ELICIT_SUFFIX
 
 ASSETS = Path(__file__).parents[2] / "recipes/assets/qwen3_tiny"
 GREEDY = Decoding(temperature=0.0)
@@ -42,16 +45,12 @@ def test_batched_greedy_equals_step_by_step_argmax(tiny):
         assert response.text == tokenizer.decode(expected[:-1])
 
 
-def test_a_response_that_reaches_the_limit_is_cut_and_counted(tiny):
+def test_a_response_that_reaches_the_limit_is_cut(tiny):
     model, tokenizer = tiny
     decoding = Decoding(temperature=0.0, max_new_tokens=5)
     (response,) = sample_responses(model, tokenizer, ["4*2, 7*9"], decoding, seed=0)
     assert response.finish == "length"
     assert len(response.ids) == 5
-    rows = [{"id": "a", "question": "4*2, 7*9", "answer": "8,63", "skill": "products", "grader": "tiny"}]
-    result = evaluate(ASSETS, rows, decoding)
-    assert result["skills"]["products"] == {"correct": 0, "total": 1, "accuracy": 0.0, "undecided": 0, "cut": 1}
-    assert "model: 1 responses reached the token limit" in table(result, None)
 
 
 def test_same_seed_same_responses_other_seed_others(tiny):
@@ -60,63 +59,6 @@ def test_same_seed_same_responses_other_seed_others(tiny):
     first, again, other = (sample_responses(model, tokenizer, questions, Decoding(), seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
-
-
-def test_evaluate_counts_samples_per_skill():
-    rows = read_questions(ASSETS / "heldout.jsonl")
-    some = [row for skill in ("est", "kw") for row in rows if row["skill"] == skill][95:105]
-    result = evaluate(ASSETS, some, samples=2)
-    assert {skill: score["total"] for skill, score in result["skills"].items()} == {"est": 10, "kw": 10}
-    for score in result["skills"].values():
-        assert score["accuracy"] == score["correct"] / score["total"]
-
-
-def test_rows_without_a_grader_are_graded_as_mathematics():
-    row = {"question": "half of one?", "answer": "0.5", "skill": "all"}
-    assert grade_row(row, "so it is \\boxed{\\frac{1}{2}}.") == "correct"
-    assert grade_row(row, "so it is \\boxed{2}.") == "wrong"
-    assert grade_row(row, "so it is \\boxed{0.51}.") == "undecided"
-    products = {"question": "4*2, 7*9", "answer": "8,63", "skill": "products"}
-    assert grade_row({**products, "grader": "tiny"}, "\\boxed{63,8}") == "wrong"
-    assert grade_row(products, "\\boxed{63,8}") == "correct"  # a skill's name alone says nothing of the grader
-
-
-def test_questions_are_read_as_the_pair_tools_read_them(tmp_path):
-    """AIME_2024, MATH-500 and OlympiadBench as published."""
-    path = tmp_path / "questions.jsonl"
-    rows = [
-        {"ID": "2024-I-1", "Problem": "p", "Solution": "s \\boxed{204}", "Answer": 204},
-        {"problem": "q", "solution": "long", "answer": "\\frac{1}{2}", "subject": "Algebra"},
-        {"question": "r", "solution": ["a long text"], "final_answer": ["2", "3"]},
-        {"prompt": [{"role": "user", "content": "t"}], "answer": 7},
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_questions(path)
-    assert [(row["question"], row["answer"]) for row in found] == [
-        ("p", "204"),
-        ("q", r"\frac{1}{2}"),
-        ("r", "2, 3"),
-        ("t", "7"),
-    ]
-    assert {row["skill"] for row in found} == {"all"}
-
-
-def test_table_shows_counts_and_the_difference():
-    base = {"skills": {"products": {"correct": 5, "total": 10, "accuracy": 0.5, "undecided": 0, "cut": 0}}}
-    model = {"skills": {"products": {"correct": 9, "total": 10, "accuracy": 0.9, "undecided": 3, "cut": 0}}}
-    *_, line, remark = table(model, base).splitlines()
-    assert remark.startswith("model: 3 responses are undecided")
-    assert line.split() == ["products", "50.0", "(5/10)", "90.0", "(9/10)", "+40.0"]
-
-
-def test_command_prints_json_for_both_models(tmp_path, capsys):
-    path = tmp_path / "questions.jsonl"
-    path.write_text(json.dumps({"id": 1, "question": "about 2*2+3*3", "answer": "10", "skill": "est"}) + "\n")
-    arguments = ["--model", str(ASSETS), "--base", str(ASSETS), "--questions", str(path), "--greedy", "--json"]
-    assert main(arguments) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["base"]["skills"] == printed["model"]["skills"]
-    assert printed["model"]["skills"]["est"]["total"] == 1
 
 
 @pytest.mark.parametrize(
@@ -129,10 +71,6 @@ def test_command_prints_json_for_both_models(tmp_path, capsys):
         ('{"question": "1", "answer": NaN}\n', ":1: "),
         ('{"question": "1", "answer": "null"}\n', ":1: `answer` is 'null'"),
         ('{"question": "1", "answer": "2", "grader": "mine"}\n', ":1: `grader` is 'mine'; known are tiny"),
-        (
-            '{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "answer": "2"}\n',
-            ":1: several turns or tools",
-        ),
         ('{"question": "1", "answer": "2", "skill": ["a"]}\n', ":1: `skill` is a list"),
         ('{"question": "1", "answer": "2"}\n{"question": "1", "answer": "2", "skill": 3}\n', ":2: `skill`"),
     ],
@@ -142,15 +80,6 @@ def test_a_bad_question_file_is_named_with_its_line(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(PairError, match=message):
         read_questions(path)
-
-
-def test_wrong_paths_exit_with_2_and_no_traceback(tmp_path, capsys):
-    questions = str(ASSETS / "heldout.jsonl")
-    with pytest.raises(WeightError, match="no config"):
-        evaluate(tmp_path, [])
-    assert main(["--model", str(tmp_path), "--questions", questions]) == 2
-    assert main(["--model", str(ASSETS), "--questions", str(tmp_path / "none.jsonl")]) == 2
-    assert "none.jsonl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -170,15 +99,7 @@ def test_numbers_that_cannot_be_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as refused:
         main(["--model", str(ASSETS), "--questions", str(ASSETS / "heldout.jsonl"), *flags])
     assert refused.value.code == 2
-    assert f"argument {flags[0]}: must" in capsys.readouterr().err
-
-
-def test_the_recipe_s_keys_are_the_flags():
-    """tools.launch passes the one on as the other, and the defaults are those of the paper's decoding."""
-    keys = Evaluation().model_dump(exclude={"questions"})
-    flags = vars(parser().parse_args(["--model", "m", "--questions", "q"]))
-    assert {key: flags[key] for key in keys} == keys
-    assert Decoding(**{key: value for key, value in keys.items() if key != "samples"}) == Decoding()
+    assert re.search(f"argument {flags[0]}.*: must", capsys.readouterr().err)
 
 
 def test_a_model_that_cannot_be_asked_is_named(tmp_path):
@@ -186,17 +107,165 @@ def test_a_model_that_cannot_be_asked_is_named(tmp_path):
     for path in ASSETS.iterdir():
         if path.suffix in (".json", ".safetensors"):
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    question = [{"question": "4*2", "answer": "8", "skill": "all"}]
     (tmp_path / "generation_config.json").unlink()
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     with pytest.raises(WeightError, match="no end token"):
-        evaluate(tmp_path, question)
+        end_token_ids(load_model(tmp_path)[0])
     tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())
     del tokenizer["chat_template"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     with pytest.raises(WeightError, match="no chat template"):
-        evaluate(tmp_path, question)
+        load_model(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(WeightError, match=r"need the model's tokenizer.*copy"):
-        evaluate(tmp_path, question)
+        load_model(tmp_path)
+
+
+HELDOUT = [json.loads(line) for line in (ASSETS / "heldout.jsonl").read_text().splitlines()]
+
+
+def questions_file(path: Path, *skills: str, count: int = 4) -> Path:
+    rows = [row for skill in skills for row in [row for row in HELDOUT if row["skill"] == skill][:count]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def command(tmp_path: Path, *flags: str, output: str = "out") -> list[str]:
+    asked = ["--model", str(ASSETS), "--questions", str(tmp_path / "q.jsonl"), "--output", str(tmp_path / output)]
+    return [*asked, "--max-new-tokens", "60", *flags]
+
+
+def records(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
+    return sorted(
+        ({k: row[k] for k in ("id", "sample", "response", "verdict", "finish_reason")} for row in rows),
+        key=lambda row: (row["id"], row["sample"]),
+    )
+
+
+def test_base_and_model_are_asked_saved_and_compared(tmp_path, capsys):
+    questions_file(tmp_path / "q.jsonl", "est", "kw")
+    assert main(command(tmp_path, "--base", str(ASSETS), "--samples", "2", "--json")) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert {name: score["total"] for name, score in printed["model"]["skills"].items()} == {"est": 8, "kw": 8}
+    right = sum(row["verdict"] == "correct" for row in records(tmp_path / "out"))
+    assert printed["model"]["benchmarks"]["questions"]["accuracy"] == right / 16 > 0.5
+    assert printed["model"]["skills"] == printed["base"]["skills"]
+    assert printed["differences"]["questions"]["difference"] == 0
+    page = (tmp_path / "out/evaluation.html").read_text()
+    assert "Accuracy in per cent" in page
+    assert len(records(tmp_path / "out/base")) == 16
+
+
+def test_a_stopped_evaluation_ends_with_the_answers_of_an_undisturbed_one(tmp_path, capsys):
+    """Whole batches are redone, and what is on file stays; a cut-off last line is asked again."""
+    questions_file(tmp_path / "q.jsonl", "products", "sum", count=6)
+    flags = ("--temperature", "1.0", "--batch-size", "5", "--samples", "2")
+    assert main(command(tmp_path, *flags)) == 0
+    whole = records(tmp_path / "out")
+    lines = (tmp_path / "out/responses.jsonl").read_bytes().splitlines(keepends=True)
+    for name in ("responses.jsonl.settings.json",):
+        (tmp_path / "again").mkdir()
+        (tmp_path / "again" / name).write_bytes((tmp_path / "out" / name).read_bytes())
+    (tmp_path / "again/responses.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:30])
+    assert main(command(tmp_path, *flags, output="again")) == 0
+    assert records(tmp_path / "again") == whole
+    assert (tmp_path / "again/responses.jsonl").read_bytes().splitlines(keepends=True)[:7] == lines[:7]
+    assert len({row["response"] for row in whole}) > 12
+
+
+def test_an_evaluation_of_other_settings_weights_or_questions_is_not_continued(tmp_path, capsys):
+    questions_file(tmp_path / "q.jsonl", "est", count=2)
+    assert main(command(tmp_path)) == 0
+    assert main(command(tmp_path, "--temperature", "0.1")) == 2
+    assert "temperature: 0.7 then, 0.1 now" in capsys.readouterr().err
+    for path in ASSETS.iterdir():
+        if path.suffix in (".json", ".safetensors"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert main(command(tmp_path, "--model", str(tmp_path))) == 2
+    assert "weights" in capsys.readouterr().err
+    rows = [
+        json.loads(line) | {"question": "about 2*2+3*3"} for line in (tmp_path / "q.jsonl").read_text().splitlines()
+    ]
+    (tmp_path / "q.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert main(command(tmp_path)) == 2
+    assert "is on file with another text" in capsys.readouterr().err
+
+
+def test_an_earlier_evaluation_is_the_base_if_it_asked_the_same(tmp_path, capsys):
+    questions_file(tmp_path / "q.jsonl", "est", count=3)
+    assert main(command(tmp_path, output="base")) == 0
+    earlier = ("--base-evaluation", str(tmp_path / "base"))
+    assert main(command(tmp_path, *earlier, "--json")) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (
+        printed["base"]["benchmarks"]["questions"]["accuracy"]
+        == printed["model"]["benchmarks"]["questions"]["accuracy"]
+    )
+    assert main(command(tmp_path, *earlier, "--greedy", output="greedy")) == 2
+    assert "was sampled with temperature 0.7, and this run samples with 0.0" in capsys.readouterr().err
+    questions_file(tmp_path / "q.jsonl", "est", "kw", count=3)
+    assert main(command(tmp_path, *earlier)) == 2
+    assert "must have been evaluated on the same files" in capsys.readouterr().err
+    assert main(command(tmp_path, "--base-evaluation", str(tmp_path))) == 2
+    assert "is not the folder of an evaluation" in capsys.readouterr().err
+
+
+def test_a_server_is_asked_as_in_the_data_half(tmp_path, capsys):
+    """Own-made rows of two benchmarks; a tenth of the calls fail; the closing instruction is elicitation's."""
+    (tmp_path / "aime.jsonl").write_text('{"ID": "2024-I-1", "Problem": "4*2, 7*9", "Answer": 204}\n')
+    questions_file(tmp_path / "q.jsonl", "products", count=10)
+    with oracle_server("--fault-rate", "0.1", "--wrong-rate", "0.3") as url:
+        flags = ["--model", "oracle", "--base-url", url, "--benchmark", f"aime24={tmp_path / 'aime.jsonl'}", "--json"]
+        flags += ["--backoff-seconds", "0.01", "--concurrency", "8"]
+        code = main(command(tmp_path, *flags))
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert code == 0
+    asked = printed["model"]["benchmarks"]
+    assert (asked["aime24"]["repeats"], asked["aime24"]["answered"]) == (16, 16)
+    assert 0 < asked["questions"]["accuracy"] < 1
+    assert printed["model"]["usage"]["http_calls"] > 26
+    plan = make_plan(parser().parse_args([*command(tmp_path), *flags]))
+    suffixes = {
+        asked.benchmark.name: plan.suffix_of(asked, item) for asked in plan.benchmarks for item in asked.items.values()
+    }
+    assert suffixes == {"aime24": ELICIT_SUFFIX, "questions": ""}  # the tiny grader's questions are asked as they are
+
+
+def test_a_server_that_is_down_is_a_failure_with_a_remedy(tmp_path, capsys):
+    questions_file(tmp_path / "q.jsonl", "est", count=1)
+    flags = ["--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--wait-minutes", "0", "--max-failures", "1"]
+    result = run("eval", *command(tmp_path, *flags), check=False)
+    assert result.returncode == 1
+    assert "repair the server and run the same command again" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--benchmark", "aime=f"), "'aime' is unknown; did you mean aime24?"),
+        (("--benchmark", "aime24"), "write NAME=FILE"),
+        (("--benchmark", "aime24=none.jsonl"), "none.jsonl: cannot be read"),
+        (("--benchmark", "questions=x"), "questions is given twice"),
+        (("--model", "nowhere"), "nowhere: no config.json there"),
+    ],
+)
+def test_mistakes_exit_with_2_and_name_the_remedy(tmp_path, capsys, flags, words):
+    questions_file(tmp_path / "q.jsonl", "est", count=1)
+    assert main(command(tmp_path, *flags)) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_recipe_s_keys_are_flags():
+    """tools.launch passes the one on as the other, and the sampling is the paper's in both."""
+    keys = Evaluation().model_dump(exclude={"questions"})
+    flags = vars(parser().parse_args(["--model", "m"]))
+    assert set(keys) <= set(flags)
+    for name in ("temperature", "top_p", "top_k", "batch_size"):
+        assert flags[name] == keys[name]

@@ -1,4 +1,4 @@
-"""`python -m tools.eval`: accuracy of a model, and the change from its base, on the paper's benchmarks or on any questions.
+"""`python -m tools.eval`: accuracy of a model, and the change from its base, on benchmarks or any questions.
 
 Samples from OpenAI-compatible servers (--base-url, --against-url) or, without an address, from a model folder through
 transformers. Writes DIR/responses.jsonl (the journal; DIR/base/responses.jsonl for the base), evaluation.json and
@@ -34,16 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
         return print_error(error)
     print(json.dumps(found) if args.json else table(found))
     if missing := num_missing(found):
-        print(
-            f"{missing} samples have no answer and are left out of the scores; run again to ask again", file=sys.stderr
-        )
+        print(f"{missing} samples have no answer and do not count; run again to ask again", file=sys.stderr)
     return EXIT_FAILURE if missing else EXIT_DONE
 
 
 def evaluate(args: argparse.Namespace, parent: Path = Path("runs/eval")) -> dict[str, Any]:
     """Samples what is not yet on file, writes the result and the page, and returns the result.
 
-    Without --output the folder lies in `parent` and is named by all that the answers depend on, the weights included, so
+    Without --output the folder lies in `parent` and is named by all that its answers depend on, weights included, so
     that a changed model is asked anew. Raises UserError, RunFailed or Interrupted.
     """
     plan = make_plan(args)
@@ -152,8 +150,8 @@ def earlier_base(args: argparse.Namespace, plan: Plan, grader: Grader) -> Answer
     changed = [key for key in now if key != "seed" and now[key] != before.get(key)]
     if changed:
         raise PairError(
-            f"--base-evaluation {folder}: was sampled with {changed[0]} {before.get(changed[0])!r}, and this run samples "
-            f"with {now[changed[0]]!r}. Sample both in the same way."
+            f"--base-evaluation {folder}: was sampled with {changed[0]} {before.get(changed[0])!r}, and this run "
+            f"samples with {now[changed[0]]!r}. Sample both in the same way."
         )
     return base
 

@@ -219,8 +219,8 @@ class Answers:
         absent = next((key for key in self.plan.samples() if key not in self.marks), None)
         if absent is not None:
             raise PairError(
-                f"{self.folder}: holds no answer to {absent[0]!r}, sample {absent[1]}. The base must have been evaluated "
-                "on the same benchmark files with as many repeats: evaluate it again, or name the files it was given."
+                f"{self.folder}: holds no answer to {absent[0]!r}, sample {absent[1]}. The base must have been "
+                "evaluated on the same files with as many repeats: evaluate it again, or name those files."
             )
 
 

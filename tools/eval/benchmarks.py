@@ -35,7 +35,7 @@ class Benchmark:
     grader: str = "math"
 
 
-# Licences as the data sets' cards state them; "not stated" where a card has none. The problems of AIME and AMC are MAA's.
+# Licences as the data sets' cards state them, to our knowledge. The problems of AIME and AMC are MAA's.
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (

@@ -4,8 +4,8 @@ Two random agents play; positions of their games are kept once each, and those i
 are at most a fifth. The model names every move that wins at once, for the side to move and for the opponent if it were
 to move. A move is a column, counted from 1.
 
-A side's stones are bits: cell (column c, height h), both from 0, is bit 7 * c + h. The seventh bit of a column is always
-0, so a line that is shifted over the upper edge does not continue in the next column.
+A side's stones are bits: cell (column c, height h), both from 0, is bit 7 * c + h. The seventh bit of a column is
+always 0, so a line that is shifted over the upper edge does not continue in the next column.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from spot_megatron.errors import PairError, positive_int
@@ -138,9 +139,7 @@ def read_board(row: Row, where: str) -> Board:
     if to_move not in ("x", "o"):
         raise PairError(f"{where}: `to_move` must be x or o")
     if any(
-        above != "." and below == "."
-        for top, under in zip(rows, rows[1:], strict=False)
-        for above, below in zip(top, under, strict=True)
+        above != "." and below == "." for top, under in pairwise(rows) for above, below in zip(top, under, strict=True)
     ):
         raise PairError(f"{where}: a stone of `board` lies on no other")
     found = solve(rows, to_move)
@@ -159,10 +158,10 @@ def prompt(board: Board) -> str:
         f"This is a position of Connect Four. The board has {ROWS} rows and {COLUMNS} columns; a dot is an empty cell, "
         "and the last line numbers the columns. A stone that is dropped into a column falls to its lowest empty cell. "
         f"Four stones of one side in a row, horizontally, vertically or diagonally, win.\n\n{picture}\n{numbers}\n\n"
-        f"You are {board.to_move}, and it is your turn. Find every column in which your next stone wins at once. Find also "
-        f"every column in which your opponent, {other}, would win at once if it were the opponent's turn now.\n"
-        "Reason step by step, and end with this line, in which the first list holds your columns and the second list the "
-        "opponent's; a list may be empty:\n"
+        f"You are {board.to_move}, and it is your turn. Find every column in which your next stone wins at once. Find "
+        f"also every column in which your opponent, {other}, would win at once if it were the opponent's turn now.\n"
+        "Reason step by step, and end with this line, in which the first list holds your columns and the second list "
+        "the opponent's; a list may be empty:\n"
         r"Therefore, the final answer is: $\boxed{[COLUMNS]; [COLUMNS]}$."
     )
 

@@ -43,7 +43,7 @@ def ask_server(
     max_failures: int,
     label: str,
 ) -> None:
-    """Ask every pending sample of a server. Raises RunFailed, Interrupted or EndpointError; what is answered is on file."""
+    """Ask a server for every pending sample. Raises RunFailed, Interrupted or EndpointError; answers are on file."""
     pending = answers.pending()
     if not pending:
         return
@@ -108,7 +108,7 @@ def _skill(answers: Answers, asked: Items) -> dict[str, Any] | None:
         return None
     correct = sum(mark.verdict == CORRECT for mark in marks)
     row: dict[str, Any] = {"correct": correct, "total": len(marks), "accuracy": correct / len(marks)}
-    return row | {name: sum(test(mark) for mark in marks) for name, test in statistics.SHARES.items()}
+    return row | {name: sum(statistics.SHARES[name](mark) for mark in marks) for name in ("undecided", "cut")}
 
 
 def write_result(folder: Path, found: dict[str, Any], page: str) -> None:

@@ -141,7 +141,7 @@ def _of_repeats(marks: Mapping[str, Sequence[Mark]], repeats: int, asked: Items)
     passed = {
         str(k): fmean(pass_at(sum(m.right for m in found), repeats, k) for found in whole) for k in [*powers, repeats]
     }
-    voted = asked.benchmark.grader in ("math", "letter")
+    voted = all(item.grader in ("math", "letter") for item in asked.items.values())
     return {"pass_at": passed} | ({"majority_at": {str(repeats): fmean(map(majority, whole))}} if voted else {})
 
 
