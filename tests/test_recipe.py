@@ -180,7 +180,7 @@ def test_documented_keys_are_the_schema():
         ["questions", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size"]
     )
     assert sections["logging"] == ["mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
-    assert sections["export"] == ["adapter", "hf", "shard_gb"]
+    assert sections["export"] == ["adapter", "dtype", "hf", "push_to_hub", "shard_gb"]
 
 
 def _is_section(field):
