@@ -125,6 +125,22 @@ def test_merging_adapters_that_add_nothing_keeps_every_bit(folder, tmp_path):
     assert all(same_bits(before.read(name), after.read(name)) for name in before.names())
 
 
+def test_a_checkpoint_is_converted_to_the_folder_that_the_run_exports(folder, tmp_path, capsys):
+    from tools.convert.__main__ import main as convert
+
+    checkpoint = folder / "moe_run" / "checkpoints" / "step_00000004"
+    assert convert(["export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "adapter")]) == 0
+    assert "84 tensors" in capsys.readouterr().out
+    for name in (CONFIG, WEIGHTS):
+        ours, theirs = tmp_path / "adapter" / name, folder / "moe_run" / "adapter" / name
+        if name == CONFIG:
+            assert json.loads(ours.read_text()) == json.loads(theirs.read_text())
+        else:
+            left, right = load_file(ours), load_file(theirs)
+            assert left.keys() == right.keys()
+            assert all(same_bits(left[key], right[key]) for key in right)
+
+
 @pytest.fixture
 def interrupted(folder, tmp_path) -> Path:
     """The dense run as it was after step 2."""

@@ -1,4 +1,6 @@
-"""Runs TRL 0.20.0's own DPOTrainer on the inputs of make_inputs.py and writes golden.json. See README.md.
+"""Runs TRL 0.20.0's own DPOTrainer on the inputs of make_inputs.py and writes golden.json.
+
+With --lora it trains adapters and writes golden_lora.json. See README.md.
 
 TRL computes everything. RecordingTrainer only hands it token ids in file order and listens; afterwards every recorded
 micro-batch is held against the formula in `plain_losses`, so that a misreading of TRL fails here.
@@ -30,7 +32,7 @@ NUM_STEPS = 10
 LR = 1e-3
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.01, 1.0
 NUM_SAMPLES = 16  # elements kept of every final weight
-PACKAGES = ["trl", "transformers", "torch", "accelerate", "datasets", "safetensors", "tokenizers"]
+PACKAGES = ["trl", "transformers", "torch", "accelerate", "datasets", "safetensors", "tokenizers", "peft"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Case:
     beta: float
     model: str = "untied"
     accumulation: int = 1
+    adapter: str | None = None  # PEFT folder whose adapters alone are trained
 
 
 CASES = [
@@ -51,6 +54,10 @@ CASES = [
     Case("bce", "bce", beta=0.5),
     Case("dpo", "dpo", beta=0.1),
     Case("dpo_small_beta", "dpo", beta=0.03),  # gradient norms on both sides of the clip
+]
+LORA_CASES = [
+    Case("lora_bco", "bco", beta=0.5, adapter="adapter"),
+    Case("lora_dpo", "dpo", beta=0.1, adapter="adapter"),
 ]
 
 
@@ -121,6 +128,29 @@ def plain_losses(case: Case, logps: torch.Tensor, means: list[float]) -> tuple[t
     return softplus(delta - chosen) + softplus(rejected - delta), delta
 
 
+def load_model(case: Case, folder: Path) -> torch.nn.Module:
+    model = Qwen3ForCausalLM.from_pretrained(folder / case.model)
+    if case.adapter is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder / case.adapter, is_trainable=True)
+
+
+def write_adapter(folder: Path) -> None:
+    """A PEFT folder over the untied model: every projection, rank 4, A random and B zero as PEFT starts them."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(11)
+    model = Qwen3ForCausalLM.from_pretrained(folder / "untied")
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM")
+    get_peft_model(model, config).save_pretrained(folder / "adapter")
+    (folder / "adapter" / "README.md").unlink()
+    file = folder / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": "untied"}, indent=1) + "\n")
+
+
 def build_trainer(case: Case, folder: Path, pairs: list[dict[str, Any]], scratch: str) -> RecordingTrainer:
     columns = ("prompt", "chosen", "rejected")
     dataset = Dataset.from_list([{f"{name}_input_ids": pair[f"{name}_ids"] for name in columns} for pair in pairs])
@@ -149,7 +179,7 @@ def build_trainer(case: Case, folder: Path, pairs: list[dict[str, Any]], scratch
         disable_tqdm=True,
     )
     trainer = RecordingTrainer(
-        model=Qwen3ForCausalLM.from_pretrained(folder / case.model),
+        model=load_model(case, folder),
         args=args,
         train_dataset=dataset,
         # never called: the trainer wants one to exist
@@ -200,12 +230,17 @@ def step_records(case: Case, trainer: RecordingTrainer) -> list[dict[str, Any]]:
 def weight_records(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Per tensor: norm after training, norm of its change, and NUM_SAMPLES elements evenly spaced in its flat order."""
     records = {}
-    for name, weight in model.named_parameters():
+    for name, weight in trained(model).items():
         flat = weight.detach().double().flatten()
         samples = flat[:: flat.numel() // NUM_SAMPLES][:NUM_SAMPLES]
         change = (flat - before[name].double().flatten()).norm()
         records[name] = {"norm": flat.norm().item(), "change": change.item(), "samples": samples.tolist()}
     return records
+
+
+def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Parameters that have gradients, by their names in a Hugging Face or PEFT folder."""
+    return {name.replace(".default.", "."): p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def run_case(case: Case, folder: Path, pairs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -217,11 +252,11 @@ def run_case(case: Case, folder: Path, pairs: list[dict[str, Any]]) -> dict[str,
     """
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(case, folder, pairs, scratch)
-        before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+        before = {name: weight.detach().clone() for name, weight in trained(trainer.model).items()}
         trainer.train()
     assert len(trainer.steps) == NUM_STEPS
     check_micro_batches(case, trainer.micro_batches)
-    names = {id(weight): name for name, weight in trainer.model.named_parameters()}
+    names = {id(weight): name for name, weight in trained(trainer.model).items()}
     groups = {group["weight_decay"]: group["params"] for group in trainer.optimizer.param_groups}
     assert set(groups) == {WEIGHT_DECAY, 0.0}
     data = trainer.train_dataset
@@ -263,10 +298,12 @@ def to_json(value: Any, indent: str = "") -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", action="store_true", help="make the models and pairs again first")
-    parser.add_argument("--output", type=Path, default=HERE / "golden.json")
+    parser.add_argument("--lora", action="store_true", help="the cases with adapters, into golden_lora.json")
+    parser.add_argument("--output", type=Path, default=None)
     arguments = parser.parse_args()
     if arguments.inputs:
         write_inputs(HERE)
+        write_adapter(HERE)
     pairs = [json.loads(line) for line in (HERE / "pairs.jsonl").read_text().splitlines()]
     golden: dict[str, Any] = {
         "versions": {name: version(name) for name in PACKAGES},
@@ -276,14 +313,15 @@ def main() -> None:
         "reference": {},
         "cases": [],
     }
-    for case in CASES:
+    for case in LORA_CASES if arguments.lora else CASES:
         result = run_case(case, HERE, pairs)
         golden["cases"].append(result["case"])
         first = golden["reference"].setdefault(case.model, result["reference"])
         for pair_id, sums in result["reference"].items():  # another micro-batch size may move the last bits
             torch.testing.assert_close(torch.tensor(sums), torch.tensor(first[pair_id]), rtol=1e-6, atol=0)
         assert golden["decayed_weights"].setdefault(case.model, result["decayed"]) == result["decayed"]
-    arguments.output.write_text(to_json(rounded(golden)) + "\n")
+    output = arguments.output or HERE / ("golden_lora.json" if arguments.lora else "golden.json")
+    output.write_text(to_json(rounded(golden)) + "\n")
 
 
 if __name__ == "__main__":
