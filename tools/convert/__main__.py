@@ -5,10 +5,10 @@
     python -m tools.convert verify --a DIR --b DIR [--logits PROMPTS.jsonl]
 
 Several processes copy the files in small batches, so memory does not grow with the model. Run the same command again to
-resume a conversion that was killed. Checkpoints of a run can be exported as well, those of a LoRA run as a PEFT folder. If the folder to read has SHA256SUMS,
-it is verified first. `verify` prints each tensor that differs, the largest difference of each layer and the first layer
-that differs, and then exits with 1. With --logits it compares the hidden states and logits of transformers on A with
-those of Megatron on B, which may be a Megatron checkpoint.
+resume a conversion that was killed. Checkpoints of a run can be exported as well, those of a LoRA run as a PEFT folder.
+If the folder to read has SHA256SUMS, it is verified first. `verify` prints each tensor that differs, the largest
+difference of each layer and the first layer that differs, and then exits with 1. With --logits it compares the hidden
+states and logits of transformers on A with those of Megatron on B, which may be a Megatron checkpoint.
 """
 
 from __future__ import annotations

@@ -1,14 +1,18 @@
-"""A checkpoint of a LoRA run -> a PEFT folder. The checkpoint holds adapters only, without the model that they adapt."""
+"""A checkpoint of a LoRA run, which holds adapters without the model that they adapt -> a PEFT folder."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from spot_megatron.errors import CheckpointError
 from spot_megatron.files import write_json
 from spot_megatron.hf.checksums import file_names, sums_of, verify_checksums, write_checksums
 from spot_megatron.hf.output import partial_folder, publish, refuse_destination, start_partial
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODEL_FOLDER = "model"
 
@@ -43,10 +47,10 @@ def export_adapters(checkpoint: Path, output: Path) -> int:
     check_format(checkpoint / MODEL_FOLDER)
     refuse_destination(output, checkpoint)
     recipe = json.loads((checkpoint / "state.json").read_text())["recipe"]
-    state: dict[str, object] = {}
+    state: dict[str, Any] = {}
     reader = FileSystemReader(checkpoint / MODEL_FOLDER)
     _load_state_dict(state, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for key, tensor in state.items():
         module, is_adapter, side = key.rpartition(".lora_")
         if is_adapter:

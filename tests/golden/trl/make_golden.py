@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from make_adapter import load_model, write_adapter
 from make_inputs import write_inputs
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import RunningMoments
 
@@ -128,29 +129,6 @@ def plain_losses(case: Case, logps: torch.Tensor, means: list[float]) -> tuple[t
     return softplus(delta - chosen) + softplus(rejected - delta), delta
 
 
-def load_model(case: Case, folder: Path) -> torch.nn.Module:
-    model = Qwen3ForCausalLM.from_pretrained(folder / case.model)
-    if case.adapter is None:
-        return model
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, folder / case.adapter, is_trainable=True)
-
-
-def write_adapter(folder: Path) -> None:
-    """A PEFT folder over the untied model: every projection, rank 4, A random and B zero as PEFT starts them."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(11)
-    model = Qwen3ForCausalLM.from_pretrained(folder / "untied")
-    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM")
-    get_peft_model(model, config).save_pretrained(folder / "adapter")
-    (folder / "adapter" / "README.md").unlink()
-    file = folder / "adapter" / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": "untied"}, indent=1) + "\n")
-
-
 def build_trainer(case: Case, folder: Path, pairs: list[dict[str, Any]], scratch: str) -> RecordingTrainer:
     columns = ("prompt", "chosen", "rejected")
     dataset = Dataset.from_list([{f"{name}_input_ids": pair[f"{name}_ids"] for name in columns} for pair in pairs])
@@ -179,7 +157,7 @@ def build_trainer(case: Case, folder: Path, pairs: list[dict[str, Any]], scratch
         disable_tqdm=True,
     )
     trainer = RecordingTrainer(
-        model=load_model(case, folder),
+        model=load_model(folder / case.model, folder / case.adapter if case.adapter else None),
         args=args,
         train_dataset=dataset,
         # never called: the trainer wants one to exist
