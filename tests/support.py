@@ -111,6 +111,12 @@ def write_token_pairs(path: Path, pairs: list[TokenPair]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def write_probe(path: Path, pairs: list[TokenPair]) -> None:
+    """The chosen sides of `pairs` as a pre-tokenised probe."""
+    rows = ({"prompt_ids": pair.prompt_ids.tolist(), "response_ids": pair.chosen_ids.tolist()} for pair in pairs)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def save_random_hf(folder: Path, shape: HFModelConfig = SHAPE, tied: bool = False, dtype: str = "float32") -> None:
     """A random Qwen3 as transformers saves it."""
     from transformers import Qwen3Config, Qwen3ForCausalLM

@@ -18,7 +18,7 @@ from tests.processes import ROOT
 tomllib = pytest.importorskip("tomllib")  # Python 3.11 and later
 
 # Imported only where they are installed; the image has the CUDA packages, an extra of pyproject.toml the others.
-OPTIONAL = {"transformer_engine", "flash_attn", "flash_attn_interface", "wandb"}
+OPTIONAL = {"transformer_engine", "flash_attn", "flash_attn_interface", "wandb", "mlflow", "swanlab", "trackio"}
 OURS = {"spot_megatron", "tools"}
 
 

@@ -80,6 +80,7 @@ def test_the_dump_is_the_recipe(tmp_path):
         (BASE + "precision: {dtype: fp32, grad_dtype: bf16}\n", ["grad_dtype"]),
         (BASE + "objective: {shift: {kind: none, decay: 0.5}}\n", ["decay"]),
         (BASE + "objective: {name: spot_bce}\n", ["shift", "spot_bco"]),
+        (BASE + "objective: {label_smoothing: 0.1}\n", ["label_smoothing", "dpo or spot_bce"]),
         (BASE + "objective: {shift: {kind: cumulative_inclusive}}\nparallel: {pipeline: 2}\n", ["pipeline"]),
         (BASE + "memory: {recompute: full, recompute_above_tokens: 9}\n", ["recompute_above_tokens", "none"]),
         (BASE + "memory: {recompute_above_tokens: 8192}\n", ["recompute_above_tokens", "tokens_per_microbatch"]),
@@ -140,7 +141,9 @@ def test_an_unreadable_recipe(tmp_path, monkeypatch):
 def test_documented_keys_are_the_schema():
     """The contract with users: sections and keys of the first release."""
     sections = {
-        name: sorted(field.annotation.model_fields) for name, field in Recipe.model_fields.items() if _is_section(field)
+        name: sorted(key.alias or own for own, key in field.annotation.model_fields.items())
+        for name, field in Recipe.model_fields.items()
+        if _is_section(field)
     }
     assert sections["data"] == sorted(
         [
@@ -154,7 +157,7 @@ def test_documented_keys_are_the_schema():
             "pairs_per_microbatch",
         ]
     )
-    assert sections["objective"] == ["beta", "name", "shift"]
+    assert sections["objective"] == ["beta", "label_smoothing", "name", "sft_weight", "shift"]
     assert sections["train"] == ["batch_pairs", "epochs", "log_every_steps", "max_steps"]
     assert sections["optim"] == sorted(
         ["lr", "schedule", "warmup_fraction", "min_lr", "betas", "eps", "weight_decay", "clip_grad_norm"]
@@ -163,12 +166,12 @@ def test_documented_keys_are_the_schema():
         ["tensor", "sequence", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor", "timeout_minutes"]
     )
     assert sections["precision"] == ["dtype", "fp8", "grad_dtype"]
-    assert sections["checkpoint"] == ["every_steps", "keep", "resume"]
+    assert sections["checkpoint"] == ["async", "every_steps", "keep", "resume"]
     assert sections["evaluation"] == sorted(
         ["questions", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size"]
     )
-    assert sections["logging"] == ["tensorboard", "wandb"]
-    assert sections["export"] == ["hf", "shard_gb"]
+    assert sections["logging"] == ["mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+    assert sections["export"] == ["adapter", "hf", "shard_gb"]
 
 
 def _is_section(field):
@@ -205,7 +208,7 @@ def test_the_reference_holds_every_key_of_every_recipe():
                 yield prefix + name
 
     for path in RECIPE_FOLDER.glob("*.yaml"):
-        assert set(leaves(load_recipe(path).model_dump())) == printed
+        assert set(leaves(load_recipe(path).model_dump(by_alias=True))) == printed
     assert all(f"  {key}: " in as_text() for key in printed)
 
 

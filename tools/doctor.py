@@ -15,7 +15,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 WANTED = ("torch", "megatron-core", "transformers", "safetensors", "psutil", "openai", "math-verify")
-OPTIONAL = ("transformer_engine", "flash_attn", "fused_weight_gradient_mlp_cuda", "wandb")
+OPTIONAL = (
+    "transformer_engine",
+    "flash_attn",
+    "fused_weight_gradient_mlp_cuda",
+    "wandb",
+    "mlflow",
+    "swanlab",
+    "trackio",
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SELFCHECK = ROOT / "docker" / "selfcheck.py"
@@ -37,6 +45,9 @@ def main() -> int:
     print("  yes  make train RECIPE=qwen3_tiny_spot   (CPU, gloo)")
     for line in _verdicts(torch.cuda.is_available()):
         print(f"  {line}")
+    if torch.cuda.is_available():
+        for line in host_memory_of_saves(torch.cuda.get_device_name(), torch.cuda.device_count()):
+            print(f"  {line}")
     code = compare_with_transformers("cuda" if torch.cuda.is_available() else "cpu")
     if torch.cuda.is_available() or "SPOT_MEGATRON_IMAGE" in os.environ:
         print("\nSelf-check of the GPU software", flush=True)
@@ -60,6 +71,40 @@ def compare_with_transformers(device: str, other: Path = TINY) -> int:
     lines = (done.stdout if done.stdout.strip() else done.stderr).strip().splitlines()
     print(f"  {lines[-1] if lines else f'failed with exit code {done.returncode}'}")
     return done.returncode
+
+
+def host_memory_of_saves(device: str, num_gpus: int) -> list[str]:
+    """A line for each recipe that fits on `num_gpus` GPUs: does the host have the memory that a save takes.
+
+    `device` is CUDA's name of the GPU. Lengths of pairs are assumed, as `make plan` does without a pair file.
+    """
+    import psutil
+
+    from spot_megatron.errors import UserError
+    from spot_megatron.plan.estimate import make_planner
+    from spot_megatron.plan.hardware import GPUS
+    from spot_megatron.recipe import RECIPE_FOLDER, load_recipe
+
+    gpu = next((gpu for name, gpu in GPUS.items() if name in device.lower()), None)
+    if gpu is None:
+        return [f"?    host memory of a save: {device} is unknown to make plan"]
+    available, lines = psutil.virtual_memory().available, []
+    for path in sorted(RECIPE_FOLDER.glob("*.yaml")):
+        recipe = load_recipe(path)
+        if recipe.precision.dtype != "bf16":  # the embedded ones
+            continue
+        try:
+            estimate = make_planner(recipe, gpu).estimate(recipe, num_gpus)
+        except UserError:
+            continue  # this number of GPUs cannot run it: `make plan` gives the reason
+        if estimate.fits:
+            needed = estimate.host_bytes_of_save
+            answer = "yes " if needed < available else "no  "
+            lines.append(
+                f"{answer} {recipe.name}: a save takes up to {needed / 1e9:.0f} GB more host memory, "
+                f"{available / 1e9:.0f} GB are free"
+            )
+    return lines
 
 
 def _version(package: str) -> str | None:

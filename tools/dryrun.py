@@ -160,7 +160,10 @@ def table(facts: dict[str, Any]) -> str:
         + (f", export {_size(facts['export'])}" if facts["export"] else ""),
         **{f"warning {number}": text for number, text in enumerate(facts["warnings"], start=1)},
     }
-    lines = [f"{facts['recipe']} on {facts['num_gpus']} {facts['gpu']}: {', '.join(sizes) or 'data parallel'}", ""]
+    lines = [
+        f"{facts['recipe']} on {facts['num_gpus']} {facts['gpu'].upper()}: {', '.join(sizes) or 'data parallel'}",
+        "",
+    ]
     lines += [f"{name:<10} {text}" for name, text in rows.items()]
     lines += ["", *_stage_lines(facts["stages"]), ""]
     fullest = max(stage["total"] for stage in facts["stages"])
@@ -199,7 +202,8 @@ def does_not_fit(planner: Planner, recipe: Recipe, estimate: Estimate) -> Recipe
     ]
     remedy = "; or ".join(ways) or "no configuration that was tried fits; choose a GPU with more memory"
     return RecipeError(
-        f"{recipe.name} needs {need:.1f} GiB on {estimate.inputs.gpu.name}, of which {have:.1f} can be used: {remedy}"
+        f"{recipe.name} needs {need:.1f} GiB on {estimate.inputs.gpu.name.upper()}, of which {have:.1f} can be used: "
+        f"{remedy}"
     )
 
 

@@ -18,7 +18,6 @@ from spot_megatron.errors import EXIT_STOPPED, UserError, positive_int, print_er
 from spot_megatron.files import write_text
 from spot_megatron.recipe import Recipe, load_recipe
 from spot_megatron.report import write_report
-from tools.eval.questions import read_questions
 from tools.preflight import check_recipe
 from tools.training_process import STOP_SIGNALS, run_alone, run_under_torchrun, torchrun_options
 
@@ -86,27 +85,24 @@ def _evaluate(recipe: Recipe) -> int:
 def evaluate(recipe: Recipe) -> None:
     """Evaluates the base and the result on the recipe's questions; writes evaluation.json and the report.
 
+    The responses lie in the run's folder `evaluation`, where the same command continues after a stop.
+
     Raises:
         UserError: the questions, the base model or the result cannot be used.
     """
-    from transformers.utils import logging as transformers_logging
-
     from spot_megatron.hf.hub import resolve_model
-    from tools.eval.accuracy import evaluate as accuracy_of
-    from tools.eval.accuracy import table
-    from tools.eval.sample import Decoding
+    from tools.eval.__main__ import evaluate as evaluate_models
+    from tools.eval.__main__ import parser
+    from tools.eval.table import table
 
-    transformers_logging.disable_progress_bar()
     run, base_folder, asked = Path(recipe.output), resolve_model(recipe.model.hf), recipe.evaluation
     command = ["--model", str(run / "hf"), "--base", str(base_folder), "--questions", str(asked.questions)]
-    for key, value in asked.model_dump(exclude={"questions"}, exclude_defaults=True).items():
+    for key, value in asked.model_dump(exclude={"questions"}).items():
         command += [f"--{key.replace('_', '-')}", str(value)]
     print("+ python -m tools.eval " + shlex.join(command), flush=True)
-    questions = read_questions(Path(str(asked.questions)))
-    decoding = Decoding(**asked.model_dump(exclude={"questions", "samples"}))
-    base, model = (accuracy_of(folder, questions, decoding, asked.samples) for folder in (base_folder, run / "hf"))
-    write_text(run / "evaluation.json", json.dumps({"base": base, "model": model}, indent=1))
-    print(table(model, base), flush=True)
+    found = evaluate_models(parser().parse_args(command), run / "evaluation")
+    write_text(run / "evaluation.json", json.dumps(found, indent=1, ensure_ascii=False))
+    print(table(found), flush=True)
     write_report(run)
 
 

@@ -42,6 +42,7 @@ def _run(options: argparse.Namespace) -> int:
         from spot_megatron.plan.figure import write_figure  # Bokeh takes half a second to import
 
         write_figure(options.figure, estimate, fits, best)
+        print(f"wrote {options.figure}", file=sys.stderr)  # standard output may be --json
     return 0 if estimate.fits else 1
 
 
@@ -61,13 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="write a page with the plan's bars")
     return parser
-
-
-def _positive(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 if __name__ == "__main__":

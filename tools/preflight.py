@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spot_megatron.data.records import TokenPair, read_pairs
+from spot_megatron.data.holdout import hold_out
+from spot_megatron.data.records import TokenPair, read_pairs, read_probe
 from spot_megatron.errors import RecipeError, WeightError
 from spot_megatron.hf.config import read_hf_config
 from spot_megatron.hf.index import HFIndex, check_folder
@@ -32,8 +33,14 @@ def check_recipe(recipe: Recipe, num_processes: int, num_gpus: int) -> None:
         check_split(config, Split(recipe.parallel, num_processes))
     _check_device(recipe, folder, num_gpus)
     records = read_pairs(recipe.pair_files, recipe.data.format)
+    if recipe.validation.pair_files:
+        records += read_pairs(recipe.validation.pair_files, recipe.data.format)
+    elif recipe.validation.fraction:
+        hold_out(records, recipe.validation.fraction)
+    if recipe.validation.probe is not None:
+        records += read_probe(Path(recipe.validation.probe))
     if folder.is_dir() and any(not isinstance(record, TokenPair) for record in records):
-        _check_tokenizer(folder, "data.pairs: the pairs are text")
+        _check_tokenizer(folder, "data.pairs or validation: the data are text")
     if recipe.evaluation.questions is not None:
         read_questions(Path(recipe.evaluation.questions))
         if folder.is_dir():

@@ -15,7 +15,7 @@ from typing import Any
 
 from spot_megatron.errors import EXIT_DONE, EXIT_FAILURE, CheckpointError, UserError, print_error
 from spot_megatron.files import Row, read_rows, write_json
-from spot_megatron.recipe import load_recipe
+from spot_megatron.recipe import Logging, load_recipe
 from tools import launch
 from tools.convert.compare import differences, report
 
@@ -51,7 +51,7 @@ def train_again(run: Path, folder: Path) -> Path | int:
     if not (again / "environment.json").exists():
         write_json(again / "environment.json", {"started": environment.get("started")})
     recipe = str(run / "recipe.yaml")
-    silent = ["evaluation.questions=null", "logging.tensorboard=false", "logging.wandb=false"]
+    silent = ["evaluation.questions=null", *(f"logging.{name}=false" for name in Logging.model_fields)]
     changes = [f"output={again}", "checkpoint.resume=auto", *silent]
     load_recipe(recipe, changes)
     processes = environment.get("processes")
@@ -97,7 +97,7 @@ def _flat(value: Row) -> dict[str, Any]:
 
 
 def _digests(run: Path) -> dict[str, Any]:
-    states = sorted((run / "checkpoints").glob("step_*/state.json"))
+    states = [*sorted((run / "checkpoints").glob("step_*/state.json")), *run.glob("finished.json")]
     identity = read_object(states[-1]).get("recipe", {}) if states else {}
     return {key: value for key, value in identity.items() if key.startswith("digest of")}
 

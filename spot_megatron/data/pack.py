@@ -17,6 +17,8 @@ The last position of P predicts the first token of C *and* the first token of R.
 express that, so the head gathers `head_position`, in which that position occurs twice, and scores `head_target`. Prompt
 tokens are never targets.
 
+A pair without rejected tokens is a single sequence [ P C ] in the shared layout: a text of a probe.
+
 Shapes: T positions of a pack with padding, S scored targets, B pairs, Q sequences of call 1, R sequences of call 2,
 K gathered keys of call 2.
 """
@@ -169,9 +171,9 @@ def build_pack(
 
 
 def _count_tokens(pairs: Sequence[TokenPair]) -> np.ndarray:
-    """[3, B] int64: tokens of each pair's prompt, chosen and rejected response; none may be empty."""
+    """[3, B] int64: tokens of each pair's prompt, chosen and rejected response; only the last may be empty."""
     counts = [(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
-    assert all(min(count) > 0 for count in counts), "a pair has an empty prompt or response"
+    assert all(min(count[:2]) > 0 for count in counts), "a pair has an empty prompt or chosen response"
     return np.array(counts, dtype=np.int64).reshape(-1, 3).T
 
 

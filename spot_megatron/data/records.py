@@ -62,6 +62,11 @@ class Pair:
 
     needs_tokenizer = True
 
+    @property
+    def has_one_side(self) -> bool:
+        """A text of a probe: `chosen` alone."""
+        return self.rejected_ids == []
+
 
 @dataclass(frozen=True, eq=False)
 class TokenPair:
@@ -75,6 +80,11 @@ class TokenPair:
     meta: dict[str, Any] = field(default_factory=dict)
 
     needs_tokenizer = False
+
+    @property
+    def has_one_side(self) -> bool:
+        """A text of a probe: `chosen_ids` alone."""
+        return len(self.rejected_ids) == 0
 
 
 def read_pairs(paths: Sequence[Path], format: Format = "auto") -> list[Pair | TokenPair]:
@@ -109,6 +119,34 @@ def read_pairs(paths: Sequence[Path], format: Format = "auto") -> list[Pair | To
                 raise row.error(f'id "{record.id}" was already used at {sources[record.id]}; ids must be unique')
             sources[record.id] = row.source
             records.append(record)
+    return records
+
+
+def read_probe(path: Path) -> list[Pair | TokenPair]:
+    """The texts of a probe, as pairs without a rejected side, in order.
+
+    A line is {"prompt", "response"} and optionally "id", "system", "history", "tools" and "response_finish", as in a
+    pair file, or {"prompt_ids", "response_ids"}.
+
+    Raises:
+        PairError: the first mistake, with file, line, key and remedy.
+    """
+    known = ("id", "prompt", "response", "response_finish", "meta", *USED_COLUMNS)
+    records: list[Pair | TokenPair] = []
+    for row in read_fields(path):
+        id = _id(row, f"line-{row.line}")
+        if "prompt_ids" in row.values:
+            row.require("prompt_ids", "response_ids")
+            check_columns(row, ("id", "prompt_ids", "response_ids", "meta"))
+            prompt, response = (np.array(row.token_ids(key), dtype=np.int32) for key in ("prompt_ids", "response_ids"))
+            records.append(TokenPair(id, prompt, response, np.zeros(0, dtype=np.int32), row.source))
+        else:
+            row.require("prompt", "response")
+            check_columns(row, known)
+            finish = row.choice("response_finish", FINISH_REASONS)
+            text = Pair(id, read_prompt(row), row.text("response"), "", finish, rejected_ids=[], tools=read_tools(row),
+                        source=row.source)  # fmt: skip
+            records.append(text)
     return records
 
 

@@ -122,7 +122,7 @@ def tokenize_pairs(
 def check_vocabulary(pairs: Sequence[TokenPair], vocab_size: int, hint: str) -> None:
     """Raises PairError if a token id is not below `vocab_size`; `hint` names the source of that size."""
     for pair in pairs:
-        largest = max(int(ids.max()) for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
+        largest = max(int(ids.max(initial=0)) for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
         if largest >= vocab_size:
             raise PairError(
                 f"{pair.source}: pair {pair.id} holds token id {largest}, which takes a vocabulary of {largest + 1}; "
@@ -268,7 +268,7 @@ def _response_ids(
 
 def _drop_reason(pair: TokenPair, record: Pair | TokenPair, ends: EndTokens | None, max_tokens: int) -> str | None:
     """The reason why the pair cannot be trained on, or None."""
-    sides = pair.chosen_ids, pair.rejected_ids
+    sides = (pair.chosen_ids,) if record.has_one_side else (pair.chosen_ids, pair.rejected_ids)
     if any(len(ids) == 0 for ids in sides):
         return "empty_response"
     if ends is not None:
@@ -276,9 +276,9 @@ def _drop_reason(pair: TokenPair, record: Pair | TokenPair, ends: EndTokens | No
             return "end_token_inside"
         if isinstance(record, Pair):
             finishes = record.chosen_finish, record.rejected_finish
-            if any(f == "stop" and ids[-1] not in ends.accepted for f, ids in zip(finishes, sides, strict=True)):
+            if any(f == "stop" and ids[-1] not in ends.accepted for f, ids in zip(finishes, sides, strict=False)):
                 return "no_end_token"
-    if np.array_equal(*sides):
+    if np.array_equal(pair.chosen_ids, pair.rejected_ids):
         return "identical_tokens"
     if len(pair.prompt_ids) + max(map(len, sides)) > max_tokens:
         return "too_long"

@@ -11,9 +11,9 @@ from torch import Tensor
 
 def use_expandable_segments() -> None:
     """Has PyTorch's allocator grow its segments: every pack has a length of its own, and blocks of fixed segments that
-    fit none of the later ones would be lost. Call it before CUDA starts; the caller's own setting stays."""
-    assert not torch.cuda.is_initialized(), "PyTorch reads its allocator's settings when CUDA starts"
-    if "PYTORCH_ALLOC_CONF" not in os.environ:
+    fit none of the later ones would be lost. Without effect once CUDA has started, which is when PyTorch reads its
+    allocator's settings; the caller's own setting stays."""
+    if "PYTORCH_ALLOC_CONF" not in os.environ and not torch.cuda.is_initialized():
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 

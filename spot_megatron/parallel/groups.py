@@ -123,8 +123,7 @@ def _start_device(device: str) -> str:
                 f"process {local_rank} of this node has no GPU: PyTorch sees {num_devices}; start at most as many "
                 "processes on a node, and check CUDA_VISIBLE_DEVICES"
             )
-        if not torch.cuda.is_initialized():
-            use_expandable_segments()
+        use_expandable_segments()
         torch.cuda.set_device(local_rank)
         clip_in_place()
         return "cpu:gloo,cuda:nccl"

@@ -19,7 +19,15 @@ from spot_megatron.plan.memory import RankMemory, bytes_per_parameter, checkpoin
 from spot_megatron.plan.models import planned_model
 from spot_megatron.plan.time import StepTime
 from spot_megatron.plan.trained import num_trained, trained_of_rank
-from spot_megatron.plan.workload import Assumptions, Load, Workload, assumed_pairs, pairs_of_files, plan_steps
+from spot_megatron.plan.workload import (
+    Assumptions,
+    Load,
+    Workload,
+    assumed_pairs,
+    pairs_of_files,
+    plan_steps,
+    with_validation,
+)
 from spot_megatron.recipe import Recipe
 
 HOST_WATTS_PER_GPU = 300.0  # processors, network and fans of a node, shared by its GPUs: DGX H100, 10.2 kW at most
@@ -45,13 +53,16 @@ class Estimate:
     @cached_property
     def parts(self) -> dict[str, float]:
         """Seconds of the run by part."""
-        saves = math.ceil(self.load.num_steps / self.recipe.checkpoint.every_steps)
+        every = self.recipe.checkpoint.every_steps
+        saves = (self.load.num_steps - 1) // every if every else 0
+        saves += not self.recipe.export.hf  # after the last step
         disk = time.DISK_BYTES_PER_SECOND
         export = 2 * self.inputs.model.num_parameters / disk if self.recipe.export.hf else 0.0
         return {
             "start-up": time.start_seconds(self.inputs),
             "reference pass": self.reference,
             "training": self.load.num_steps * self.step.total,
+            "validation": self._num_validations * self.reference * self.workload.validation_share,
             "checkpoints": saves * self._one_checkpoint / (disk * self.inputs.split.num_nodes),
             "export": export,
         }
@@ -86,8 +97,9 @@ class Estimate:
 
     @property
     def checkpoint_bytes(self) -> float:
-        """On disk: the checkpoints that are kept, one being written, and the export."""
-        kept = (self.recipe.checkpoint.keep + 1) * self._one_checkpoint
+        """On disk: the checkpoints that are kept, with the best one, one being written, and the export."""
+        keeps_best = self.recipe.validation.keep_best is not None
+        kept = (self.recipe.checkpoint.keep + 1 + keeps_best) * self._one_checkpoint
         return kept + 2 * self.inputs.model.num_parameters * self.recipe.export.hf
 
     @property
@@ -101,6 +113,11 @@ class Estimate:
     @property
     def _one_checkpoint(self) -> int:
         return checkpoint_bytes(num_trained(self.inputs.model, self.recipe.lora), self.recipe.precision)
+
+    @property
+    def _num_validations(self) -> int:
+        """Before the first update, every few steps, and the reference passes of the held-out pairs and the probe."""
+        return 2 + math.ceil(self.load.num_steps / self.recipe.validation.every_steps)
 
     @property
     def warnings(self) -> list[str]:
@@ -186,7 +203,7 @@ def make_planner(recipe: Recipe, gpu: Gpu, files: Sequence[Path] = (), assume: S
     if not files and not assume and not missing:
         files = recipe.pair_files
     workload = pairs_of_files(recipe, files) if files else assumed_pairs(Assumptions.parse(assume), recipe)
-    workload = replace(workload, missing=tuple(map(str, missing)))
+    workload = with_validation(replace(workload, missing=tuple(map(str, missing))), recipe)
     return Planner(workload, model, gpu)
 
 

@@ -73,7 +73,7 @@ HOPPER_ATTENTION, HOPPER_FLASH2 = 480.0, 280.0
 # 400 W; B200 2250/4500, 8 TB/s, 1000 W. NVLink reached: H100 350 of 450 GB/s (as planned by NVIDIA's own layouts);
 # H800 160 of 200 (DeepSeek-V3 issue 479); others in proportion to their NVLink. Network: 400 Gbit/s a GPU (A100: 200),
 # 80% reached.
-_GPUS = {
+GPUS = {
     gpu.name: gpu
     for gpu in (
         Gpu("h800", 79.6, 989, 1979, 67, 3350, 160, 45, 700, HOPPER_BF16, HOPPER_FP8, HOPPER_ATTENTION, HOPPER_FLASH2),
@@ -87,10 +87,10 @@ _GPUS = {
 
 def find_gpu(name: str) -> Gpu:
     """A GPU of the table. Raises RecipeError naming the known ones."""
-    gpu = _GPUS.get(name.lower())
+    gpu = GPUS.get(name.lower())
     if gpu is None:
-        hint = did_you_mean(name.lower(), _GPUS) or "."
-        raise RecipeError(f"GPU {name!r} is not known{hint} Choose one of {', '.join(_GPUS)}")
+        hint = did_you_mean(name.lower(), GPUS) or "."
+        raise RecipeError(f"GPU {name!r} is not known{hint} Choose one of {', '.join(GPUS)}")
     return gpu
 
 

@@ -18,6 +18,7 @@ from spot_megatron.data.costs import cost_model
 from spot_megatron.data.pack import Layout, num_shared_tokens, positions_and_products
 from spot_megatron.data.records import Pair, TokenPair, read_pairs
 from spot_megatron.errors import PairError, RecipeError
+from spot_megatron.files import read_rows
 from spot_megatron.hf.config import HFModelConfig
 from spot_megatron.parallel.split import Split
 from spot_megatron.recipe import Recipe
@@ -66,6 +67,8 @@ class Workload:
     source: str
     dropped: dict[str, int]
     missing: tuple[str, ...] = ()
+    num_held_out: int = 0  # of validation.pairs or validation.fraction; their lengths are taken to be those of `pairs`
+    num_probe: int = 0  # texts of validation.probe, each taken to be as long as half a pair
 
     @cached_property
     def counts(self) -> dict[Layout, np.ndarray]:
@@ -77,6 +80,11 @@ class Workload:
             "shared": np.column_stack([counted["shared"], responses - shared]),
             "separate": np.column_stack([counted["separate"], responses]),
         }
+
+    @property
+    def validation_share(self) -> float:
+        """A validation's forward pass, of one over the pairs."""
+        return (self.num_held_out + self.num_probe / 2) / len(self.pairs)
 
     @property
     def shared_share(self) -> float:
@@ -145,6 +153,25 @@ def pairs_of_files(recipe: Recipe, files: Sequence[Path]) -> Workload:
     if not kept:
         raise PairError(f"{names}: no pair is left to train on; dropped: {dropped}")
     return Workload(kept, f"{names}{how}", dropped)
+
+
+def with_validation(workload: Workload, recipe: Recipe) -> Workload:
+    """Adds what the recipe validates on; a fraction is taken out of the pairs, from the end of a recipe's assumed ones.
+
+    Files that do not exist are not counted.
+    """
+    options = recipe.validation
+    num_held_out = sum(_num_rows(path) for path in options.pair_files)
+    pairs = workload.pairs
+    if options.fraction:
+        num_held_out = round(options.fraction * len(pairs))
+        pairs = pairs[: max(1, len(pairs) - num_held_out)]
+    num_probe = _num_rows(Path(options.probe)) if options.probe else 0
+    return replace(workload, pairs=pairs, num_held_out=num_held_out, num_probe=num_probe)
+
+
+def _num_rows(path: Path) -> int:
+    return sum(1 for _ in read_rows(path)) if path.exists() else 0
 
 
 def _by_characters(record: Pair) -> TokenPair:

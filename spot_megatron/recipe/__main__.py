@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic.fields import FieldInfo
 
-from spot_megatron.recipe.schema import Recipe, Section
+from spot_megatron.recipe.schema import Recipe
+from spot_megatron.recipe.section import Section
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ def sections(model: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[
             nested.append((kind, f"{prefix}{name}"))
         else:
             default = "required" if field.is_required() else _as_yaml(field.default)
-            keys.append(Key(f"{prefix}{name}", _type(kind) + _limits(field), default, field.description or ""))
+            keys.append(
+                Key(f"{prefix}{field.alias or name}", _type(kind) + _limits(field), default, field.description or "")
+            )
     yield prefix.rstrip("."), (model.__doc__ or "").strip(), keys
     for kind, name in nested:
         yield from sections(kind, f"{name}.")
@@ -50,7 +53,7 @@ def _type(kind: Any) -> str:
     """The type in words: `int or null`, `list of str`, `one of a, b`."""
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    if isinstance(kind, UnionType):
+    if typing.get_origin(kind) in (UnionType, typing.Union):
         return " or ".join(_type(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is Annotated:
         base, field = typing.get_args(kind)

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from spot_megatron.errors import RecipeError
 from spot_megatron.files import did_you_mean
+from spot_megatron.recipe.execution import Parallel
 from spot_megatron.recipe.rules import check_combinations
-from spot_megatron.recipe.schema import Parallel, Recipe
+from spot_megatron.recipe.schema import Recipe
 
 RECIPE_FOLDER = Path(__file__).resolve().parents[2] / "recipes"  # the repository's; an installed package has none
 VALUES = ("pairs",)  # mappings that are one value: another recipe's or --set's replaces them
@@ -171,7 +172,7 @@ def _explain(error: ValidationError, path: Path, prefix: str = "") -> str:
 def _known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in section.model_fields.items():
-        keys.append(prefix + name)
+        keys.append(prefix + (field.alias or name))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += _known_keys(field.annotation, f"{prefix}{name}.")
     return keys

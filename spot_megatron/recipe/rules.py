@@ -20,7 +20,9 @@ def _rules(recipe: Recipe) -> dict[str, bool]:
     parallel, objective, optim, precision, memory, export = (
         recipe.parallel, recipe.objective, recipe.optim, recipe.precision, recipe.memory, recipe.export
     )  # fmt: skip
-    shift = objective.shift
+    shift, validation = objective.shift, recipe.validation
+    measures = validation.holds_out_pairs or validation.probe is not None
+    best_of_pairs = validation.keep_best not in (None, "probe")
     return {
         "parallel.sequence=true requires parallel.tensor of 2 or more": parallel.sequence and parallel.tensor == 1,
         "parallel.virtual_pipeline requires parallel.pipeline of 2 or more": (
@@ -28,6 +30,9 @@ def _rules(recipe: Recipe) -> dict[str, bool]:
         ),
         f"objective.shift.kind={shift.kind} applies only to objective.name=spot_bco; with {objective.name} set it to "
         "none": shift.kind != "none" and objective.name != "spot_bco",
+        "objective.label_smoothing applies only to objective.name=dpo or spot_bce; with any other set it to 0": (
+            objective.label_smoothing > 0 and objective.name not in ("dpo", "spot_bce")
+        ),
         "objective.shift.decay applies only to objective.shift.kind=ema": (
             shift.kind != "ema" and "decay" in shift.model_fields_set and shift.decay != 0.9
         ),
@@ -63,6 +68,22 @@ def _rules(recipe: Recipe) -> dict[str, bool]:
         ),
         f"precision.fp8={precision.fp8} requires memory.master_weights=fp32 and memory.moments=fp32 (Megatron-Core)": (
             precision.fp8 != "none" and recipe.has_compact_states
+        ),
+        "validation.pairs and validation.fraction both hold out pairs; set only one of them": (
+            bool(validation.pairs) and validation.fraction > 0
+        ),
+        "validation.pairs names no file": validation.pairs in ("", []),
+        f"validation.keep_best={validation.keep_best} requires validation.pairs or validation.fraction": (
+            best_of_pairs and not validation.holds_out_pairs
+        ),
+        "validation.keep_best=probe requires validation.probe": (
+            validation.keep_best == "probe" and validation.probe is None
+        ),
+        "validation.patience requires validation.keep_best, which says which validation is better": (
+            validation.patience is not None and validation.keep_best is None
+        ),
+        "validation.every_steps requires validation.pairs, validation.fraction or validation.probe": (
+            validation.every_steps != type(validation)().every_steps and not measures
         ),
         "evaluation.questions requires export.hf=true": (
             recipe.evaluation.questions is not None and not recipe.export.hf

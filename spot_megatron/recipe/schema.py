@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+from spot_megatron.recipe.execution import Memory, Parallel, Precision
+from spot_megatron.recipe.section import Section
 
 
 class Model(Section):
@@ -101,6 +100,12 @@ class Objective(Section):
     beta: float = Field(
         0.1, gt=0, description="Scale of the implicit reward, beta * (policy - reference log-probability in nats)."
     )
+    sft_weight: float = Field(
+        0.0, ge=0, description="Adds this times the loss of `sft` (mean token NLL of the chosen side) to the objective."
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="Probability that chosen and rejected are swapped. Only for dpo and spot_bce."
+    )
     shift: Shift = Shift()
 
 
@@ -140,72 +145,60 @@ class Optim(Section):
     )
 
 
-class Parallel(Section):
-    """How the model and a micro-batch are split over ranks. The data-parallel size is what is left of the world."""
+class Validation(Section):
+    """Held-out pairs and texts to keep, measured before the first update and while training. Updates do not change."""
 
-    tensor: int = Field(1, ge=1, description="Tensor-parallel size: ranks that split every matrix.")
-    sequence: bool = Field(
-        False, description="Also splits the activations between matrices by tokens over the tensor ranks."
+    pairs: str | list[str] | None = Field(
+        None, description="File or files of held-out pairs, in the format of data.pairs. null: none."
     )
-    pipeline: int = Field(1, ge=1, description="Pipeline-parallel size: stages of consecutive layers.")
-    virtual_pipeline: int | None = Field(
-        None, ge=2, description="Chunks of layers a pipeline stage (interleaved schedule). null: one."
+    fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of data.pairs that is held out instead, by a hash of the prompt: all pairs of a prompt are "
+        "on one side, and a prompt is on the same side in every run. 0: none.",
     )
-    context: int = Field(1, ge=1, description="Context-parallel size: ranks that split the tokens of a micro-batch.")
-    expert: int = Field(1, ge=1, description="Expert-parallel size: ranks that split the experts of a layer.")
-    expert_tensor: int = Field(1, ge=1, description="Tensor-parallel size inside an expert.")
-    timeout_minutes: float = Field(
-        30, gt=0, description="Minutes after which a waiting collective is aborted and the run ends; see heartbeat/."
+    probe: str | None = Field(
+        None,
+        description='JSONL of {"prompt", "response"}: texts that the model should keep; their mean log-probability a '
+        "token is compared with the initial model's. null: none.",
+    )
+    every_steps: int = Field(50, ge=1, description="Steps between validations; the last step is validated too.")
+    keep_best: Literal["loss", "reward_accuracy", "reward_margin", "probe"] | None = Field(
+        None,
+        description="Keeps the checkpoint of the validation with the lowest loss, or the highest reward accuracy, "
+        "reward margin or probe_change, besides those of checkpoint.keep, and exports it. null: the last step is "
+        "exported.",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Ends the run after this many validations in a row without a better one. null: never."
     )
 
     @property
-    def model_ranks(self) -> int:
-        """Ranks that hold one replica of the model."""
-        return self.tensor * self.pipeline * self.context
+    def pair_files(self) -> list[Path]:
+        return [Path(file) for file in ([self.pairs] if isinstance(self.pairs, str) else self.pairs or [])]
 
-
-class Precision(Section):
-    """Number formats of weights, matrix products and gradients."""
-
-    dtype: Literal["fp32", "bf16"] = Field("bf16", description="Type of the weights and activations of the model.")
-    fp8: Literal["none", "tensorwise", "blockwise"] = Field(
-        "none",
-        description="FP8 matrix products (Hopper and newer, Transformer Engine): one scale a tensor, or one a block of "
-        "128 values.",
-    )
-    grad_dtype: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Type in which gradients are accumulated and reduced; bf16 saves 2 bytes a parameter."
-    )
-
-
-class Memory(Section):
-    """Memory of activations and optimizer states."""
-
-    recompute: Literal["none", "selective", "full"] = Field(
-        "none",
-        description="Activations computed again in the backward pass: none, selective (attention), or full (layers).",
-    )
-    recompute_above_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="With recompute none: a micro-batch of several pairs stays within this many tokens and keeps its "
-        "activations; a longer pair is alone in its micro-batch and is recomputed in full. null: no recomputation.",
-    )
-    master_weights: Literal["fp32", "remainders"] = Field(
-        "fp32",
-        description="Optimizer's copy of bf16 weights: fp32 (4 bytes a parameter), or remainders (the low 16 bits of "
-        "fp32 beside the bf16 weight, 2 bytes).",
-    )
-    moments: Literal["fp32", "bf16"] = Field("fp32", description="Type of AdamW's two moments.")
+    @property
+    def holds_out_pairs(self) -> bool:
+        return bool(self.pair_files) or self.fraction > 0
 
 
 class Checkpoint(Section):
     """Checkpoints of the run, in output/checkpoints."""
 
-    every_steps: int = Field(
-        50, ge=1, description="Steps between checkpoints; the last step and a stop by a signal are saved too."
+    every_steps: int | None = Field(
+        50,
+        ge=1,
+        description="Steps between checkpoints; a stop by a signal is saved too. null: only a stop by a signal. "
+        "The last step is exported instead, or saved with export.hf=false.",
     )
     keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    background: bool = Field(
+        False,
+        alias="async",
+        description="A thread writes the checkpoint while training continues; an update waits only until weights and "
+        "optimizer state are copied to host memory, which must have room for them.",
+    )
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto resumes from the newest checkpoint in output; never renames an earlier run's folder."
     )
@@ -215,7 +208,16 @@ class Logging(Section):
     """Loggers besides metrics.jsonl and report.html."""
 
     tensorboard: bool = Field(True, description="Writes TensorBoard events to output/tensorboard.")
-    wandb: bool = Field(False, description="Logs to Weights & Biases; needs the wandb package.")
+    wandb: bool = Field(
+        False, description="Logs to Weights & Biases; needs the wandb package. Offline with WANDB_MODE=offline."
+    )
+    mlflow: bool = Field(
+        False, description="Logs to MLflow; needs the mlflow package. To MLFLOW_TRACKING_URI, else output/mlflow."
+    )
+    swanlab: bool = Field(
+        False, description="Logs to SwanLab; needs the swanlab package. Offline with SWANLAB_MODE=offline."
+    )
+    trackio: bool = Field(False, description="Logs to Trackio, in TRACKIO_DIR; needs the trackio package.")
 
 
 class Export(Section):
@@ -258,6 +260,7 @@ class Recipe(Section):
     objective: Objective = Objective()
     train: Train = Train()
     optim: Optim = Optim()
+    validation: Validation = Validation()
     parallel: Parallel = Parallel()
     precision: Precision = Precision()
     memory: Memory = Memory()
@@ -283,5 +286,5 @@ class Recipe(Section):
 
     def dump(self) -> str:
         """The resolved recipe as YAML; loading it gives the same recipe."""
-        data: dict[str, Any] = self.model_dump(mode="json")
+        data: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
         return yaml.safe_dump(data, sort_keys=False)

@@ -16,6 +16,7 @@ from spot_megatron.report.run import Run, Score
 # Named warnings of train/watch.py, explained.
 WARNINGS = {
     "loss_spike": ": the loss was far above that of the steps before; if it recurs, lower optim.lr",
+    "probe_falls": ": the texts to keep became less likely while the margin grew, so the model forgets",
     "chosen_falls": ": the chosen reward fell while the margin grew, so both responses became less likely",
 }
 LAST = 10  # steps that a "mean of the last" is taken over
@@ -71,6 +72,7 @@ def headline(run: Run) -> list[Fact]:
         Fact("reward margin", _change(margin), last + number(_mean(margin[-num_last:]))),
         Fact("reward accuracy", _change(accuracy), last + number(_mean(accuracy[-num_last:]))),
     ]
+    facts += _validation(run)
     tokens, unique, seconds = (_total(run.metrics[key]) for key in ("tokens", "unique_tokens", "seconds"))
     saved = f"{1 - unique / tokens:.1%}" if tokens else "unknown"
     rate = number(unique / seconds) if seconds else "unknown"
@@ -83,6 +85,22 @@ def headline(run: Run) -> list[Fact]:
         Fact("seconds", number(seconds), f"{timedelta(seconds=round(seconds))}{median_step}"),
         Fact("unique tokens/s", rate, f"training steps alone{as_separate}"),
     ]
+
+
+def _validation(run: Run) -> list[Fact]:
+    """First and last validation, and the step that was exported as the best."""
+    found = []
+    if "loss" in run.validation:
+        accuracy = run.validation["reward_accuracy"][-1]
+        note = f"margin {_change(run.validation['reward_margin'])}, accuracy {number(accuracy)}"
+        found.append(Fact("validation loss", _change(run.validation["loss"]), note))
+    if "probe_change" in run.validation:
+        note = "nats a token that the texts to keep gained or lost since the start"
+        found.append(Fact("probe", number(run.validation["probe_change"][-1]), note))
+    if run.best_step is not None:
+        note = f"validation.keep_best: {plain(run.settings.get('validation.keep_best'))}; the step that is exported"
+        found.append(Fact("best step", str(run.best_step), note))
+    return found
 
 
 def _dropped(run: Run) -> list[Fact]:
@@ -118,6 +136,8 @@ def checks(run: Run) -> list[Check]:
 
 
 def loss_at_reference(run: Run) -> tuple[float, str] | None:
+    if run.settings.get("objective.sft_weight"):
+        return None  # the NLL of the chosen side depends on the model
     return VALUE_AT_REFERENCE.get(str(run.settings.get("objective.name")))
 
 
@@ -160,9 +180,18 @@ def _progress(run: Run) -> Check:
         return Check("warn", "no step was finished")
     if run.planned_steps is None:
         return Check("note", f"{_steps(len(run.steps))} finished; the number of planned steps is unknown")
+    if run.steps[-1] < run.planned_steps and _out_of_patience(run):
+        return Check("good", f"ended after step {run.steps[-1]} of {run.planned_steps} by validation.patience")
     if run.steps[-1] < run.planned_steps:
         return Check("warn", f"step {run.steps[-1]} of {run.planned_steps}: stopped early, or still running")
     return Check("good", f"all {run.planned_steps} steps finished")
+
+
+def _out_of_patience(run: Run) -> bool:
+    patience, best = run.settings.get("validation.patience"), run.best_step
+    if type(patience) is not int or best is None:
+        return False
+    return sum(best < step <= run.steps[-1] for step in run.validation_steps) >= patience
 
 
 def _first_loss(run: Run) -> list[Check]:

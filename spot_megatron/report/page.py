@@ -103,16 +103,21 @@ def learning_charts(runs: Sequence[Run], labels: Sequence[str]) -> list[Chart]:
     def plot(title: str, curves: list[Curve], **options: object) -> Chart:
         return line_chart(title, curves, epoch_ends=ends, smooth=True, **options)  # type: ignore[arg-type]
 
-    return [
+    charts = [
         plot(
             "Loss",
-            _curves(runs, labels, "loss"),
+            [*_curves(runs, labels, "loss"), *_validation_curves(runs, labels, "loss")],
             levels=[Level(value, f"at the reference, {name}") for value, name in at_reference],
             log_if_wide=True,
         ),
         plot("Reward, chosen and rejected", _reward_curves(runs, labels)),
-        plot("Reward margin", _curves(runs, labels, "reward_margin")),
-        plot("Reward accuracy", _curves(runs, labels, "reward_accuracy"), low=0, high=1),
+        *(
+            plot(title, [*_curves(runs, labels, key), *_validation_curves(runs, labels, key)], **options)
+            for title, key, options in (
+                ("Reward margin", "reward_margin", {}),
+                ("Reward accuracy", "reward_accuracy", {"low": 0, "high": 1}),
+            )
+        ),
         line_chart(
             "Reward shift δ",
             _curves(runs, labels, "reward_shift"),
@@ -126,6 +131,9 @@ def learning_charts(runs: Sequence[Run], labels: Sequence[str]) -> list[Chart]:
             log_if_wide=True,
         ),
     ]
+    probe = _validation_curves(runs, labels, "probe_change")
+    title = "Probe: change of the log-probability of texts to keep, nats a token"
+    return [*charts, plot(title, probe, levels=[Level(0.0, "the initial model")])] if probe else charts
 
 
 def speed_charts(runs: Sequence[Run], labels: Sequence[str]) -> list[Chart]:
@@ -174,6 +182,21 @@ def _curves(
     return [
         Curve(label if len(runs) > 1 else "last", color, run.steps, values(run) if values else run.metrics[key])
         for color, run, label in zip(PALETTE, runs, labels, strict=False)
+    ]
+
+
+def _validation_curves(runs: Sequence[Run], labels: Sequence[str], key: str) -> list[Curve]:
+    """One dashed curve for each run with validations that have `key`; with several runs in the run's colour."""
+    return [
+        Curve(
+            f"{label}, validation" if len(runs) > 1 else "validation",
+            color if len(runs) > 1 else ORANGE,
+            run.validation_steps,
+            run.validation[key],
+            dashed=True,
+        )
+        for color, run, label in zip(PALETTE, runs, labels, strict=False)
+        if key in run.validation
     ]
 
 

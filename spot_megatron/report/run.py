@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ METRICS = (
     "unique_tokens",
     "seconds",
 )
+VALIDATION_METRICS = ("loss", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy", "probe_change")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Run:
     base_skills: Skills
     skills: Skills
     problems: list[str]
+    validation_steps: list[int] = field(default_factory=list)  # increasing, from 0
+    validation: dict[str, list[float]] = field(default_factory=dict)  # of VALIDATION_METRICS, those that it has
 
     @property
     def name(self) -> str:
@@ -69,6 +72,16 @@ class Run:
         """From the number of pairs in the reference pass; None where that or the recipe is missing."""
         batch_pairs = self._count("train.batch_pairs")
         return math.ceil(len(self.reference) / batch_pairs) if self.reference and batch_pairs else None
+
+    @property
+    def best_step(self) -> int | None:
+        """The validated step that validation.keep_best exports."""
+        keep_best = str(self.settings.get("validation.keep_best"))
+        key = "probe_change" if keep_best == "probe" else keep_best
+        sign = -1 if key == "loss" else 1
+        values = zip(self.validation.get(key, []), self.validation_steps, strict=False)
+        scores = [(sign * value, -step) for value, step in values if step > 0 and math.isfinite(value)]
+        return -max(scores)[1] if scores else None
 
     @property
     def planned_steps(self) -> int | None:
@@ -107,12 +120,13 @@ def read_run(folder: Path) -> Run:
         )
     steps = sorted(by_step)
     recipe_text = _read_text(folder / "recipe.yaml", problems)
+    validations = _read_validations(folder / "validation.jsonl", problems)
     base_skills, skills = _read_evaluation(folder / "evaluation.json", problems)
     return Run(
         folder=folder,
         steps=steps,
         metrics={key: [_number(by_step[step].get(key)) for step in steps] for key in METRICS},
-        warnings=_read_warnings(by_step),
+        warnings=_read_warnings(by_step) | _read_warnings(validations),
         recipe_text=recipe_text,
         settings=_flatten(_parse_recipe(recipe_text, problems)),
         environment=_flatten(_read_json(folder / "environment.json", problems)),
@@ -124,7 +138,20 @@ def read_run(folder: Path) -> Run:
         base_skills=base_skills,
         skills=skills,
         problems=problems,
+        validation_steps=list(validations),
+        validation={
+            key: [_number(row.get(key)) for row in validations.values()]
+            for key in VALIDATION_METRICS
+            if any(key in row for row in validations.values())
+        },
     )
+
+
+def _read_validations(path: Path, problems: list[str]) -> dict[int, dict[str, Any]]:
+    """The validations by step, in order. The file is optional."""
+    rows = _read_rows(path, "step", problems) if path.is_file() else []
+    by_step = {row["step"]: row for row in rows if type(row["step"]) is int}
+    return dict(sorted(by_step.items()))
 
 
 def _read_warnings(by_step: dict[int, dict[str, Any]]) -> dict[str, list[int]]:

@@ -6,6 +6,7 @@
                                  state.json  step, reward shift, the run's first date, and its identity
                                  SHA256SUMS  of all files; a resume compares them and uses the newest intact checkpoint
                  damaged_step_00000100/      a checkpoint that a resume found damaged and did not use
+    finished.json                the run is complete: its identity, and the digest of its export's SHA256SUMS
 
 The identity is the part of the recipe that must not change, with digests of the token ids of all pairs and of the
 initial weights. A step's random numbers depend on the seed and the step alone, and the batch sampler is a pure function
@@ -14,10 +15,11 @@ of them too, so neither needs a state here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -28,10 +30,12 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint.api import CheckpointException
 
 from spot_megatron.errors import CheckpointError
-from spot_megatron.files import write_json
+from spot_megatron.files import file_sha256, write_json
+from spot_megatron.hf.checksums import CHECKSUMS
 from spot_megatron.hf.side_files import save_side_files
 from spot_megatron.objective.shift import RewardShift
 from spot_megatron.recipe import Recipe
+from spot_megatron.train.background import BackgroundWrite
 from spot_megatron.train.optim import Policy
 from spot_megatron.train.optimizer_state import load_optimizer, save_optimizer
 from spot_megatron.weights.checkpoint import check_checksums, load_model, one_line, save_checksums, save_model
@@ -39,8 +43,11 @@ from spot_megatron.weights.checkpoint import check_checksums, load_model, one_li
 # Sections and keys whose change would make the rest of a run another run.
 _FIXED = ("seed", "model", "objective", "train", "optim", "precision")
 _FIXED_MEMORY = {"master_weights": "fp32"}  # with the value of checkpoints from before there was the key
+_FIXED_OBJECTIVE = {"sft_weight": 0.0, "label_smoothing": 0.0}  # the same
 _FIXED_DATA = ("pairs", "max_tokens", "enable_thinking", "order")
 
+FINISHED = "finished.json"
+PARTIAL = ".partial_"
 PAIRS, WEIGHTS = "digest of the pairs", "digest of the initial weights"
 _DIGESTS = {
     PAIRS: "the token ids of data.pairs have changed since this run began (another pair file, tokenizer or chat "
@@ -104,6 +111,17 @@ def _is_from_a_collective(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
+@contextlib.contextmanager
+def _errors_name(folder: Path) -> Iterator[None]:
+    """Errors of writing `folder` become CheckpointErrors that name it."""
+    try:
+        yield
+    except (OSError, RuntimeError, CheckpointException, CheckpointingException) as error:
+        if _is_from_a_collective(error):
+            raise
+        raise _not_written(folder, error) from error
+
+
 def _not_written(folder: Path, error: BaseException) -> CheckpointError:
     """PyTorch's writers of a full disk raise errors that do not say so: the free space goes into the message."""
     free = shutil.disk_usage(folder.parent).free / 1e6
@@ -111,6 +129,16 @@ def _not_written(folder: Path, error: BaseException) -> CheckpointError:
         f"{folder} cannot be written ({one_line(error)}; {free:.0f} MB are free on its disk). Earlier checkpoints are "
         "intact: make room, or choose another disk, and run the same command again"
     )
+
+
+def finished_state(run: Path) -> dict[str, Any] | None:
+    """The finished.json of a run folder; None without one, or if its export is missing or is another one."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        state: dict[str, Any] = json.loads((run / FINISHED).read_text(encoding="utf-8"))
+        is_exported = state["export"] is None or file_sha256(run / "hf" / CHECKSUMS) == state["export"]
+        if is_exported and {"step", "recipe"} <= state.keys():
+            return state
+    return None
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -140,8 +168,9 @@ def check_identity(checkpoint: Path, state: Mapping[str, Any], run: Mapping[str,
     Raises:
         CheckpointError: the checkpoint belongs to a run with another recipe, other pairs or other weights.
     """
-    saved = {f"memory.{key}": value for key, value in _FIXED_MEMORY.items()} | {"lora": _lora_part(None)}
-    saved |= state["recipe"]
+    saved: dict[str, Any] = {f"memory.{key}": value for key, value in _FIXED_MEMORY.items()}
+    saved |= {"lora": _lora_part(None)} | state["recipe"]
+    saved["objective"] = _FIXED_OBJECTIVE | saved["objective"]
     missing = [key for key in _DIGESTS if key not in saved]
     differing = sorted(key for key in run.keys() | saved if key not in missing and run.get(key) != saved.get(key))
     if not differing:
@@ -155,7 +184,7 @@ def check_identity(checkpoint: Path, state: Mapping[str, Any], run: Mapping[str,
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoints:
     """The checkpoints of one run."""
 
@@ -165,46 +194,83 @@ class Checkpoints:
     hf_folder: Path
     keep: int
     found: Found  # before this start
+    background: bool = False
+    _writing: BackgroundWrite | None = None  # a save that is not finished
 
-    def save(self, step: int, policy: Policy, shift: RewardShift) -> Path:
-        """Writes the state after `step` updates and removes all but the `keep` newest checkpoints. Collective.
+    def path(self, step: int) -> Path:
+        """The checkpoint after `step` updates, whether it exists or not."""
+        return self.folder / f"step_{step:08d}"
+
+    def save(self, step: int, policy: Policy, shift: RewardShift, best: Mapping[str, Any] | None = None) -> None:
+        """Writes the state after `step` updates, with the state of `best` (validation.py), and prunes. Collective.
+
+        All but the `keep` newest checkpoints are removed, and those that one of these names as the best.
 
         The checkpoint is written beside its place and renamed when every rank has finished, so a killed run never
-        leaves one that is half there.
+        leaves one that is half there. In the background, the call returns when the state is copied.
 
         Raises:
             CheckpointError: a file cannot be written, because the disk is full for example.
         """
-        final = self.folder / f"step_{step:08d}"
-        partial = self.folder / f".partial_{final.name}"
+        self.finish()
+        partial = self.folder / f"{PARTIAL}{self.path(step).name}"
         main = dist.get_rank() == 0
         if main:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / "optimizer").mkdir(parents=True)
         dist.barrier()
         content = {"step": step, "shift": shift.state_dict(), "started": self.started.isoformat()}
-        try:
-            self._write(partial, policy, content | {"recipe": self.identity})
-        except (OSError, RuntimeError, CheckpointException, CheckpointingException) as error:
-            if _is_from_a_collective(error):
-                raise
-            raise _not_written(partial, error) from error
-        if main:
+        content |= {"best": dict(best)} if best else {}
+        with _errors_name(partial):
+            if main:
+                save_side_files(self.hf_folder, partial)
+                write_json(partial / "state.json", content | {"recipe": self.identity})
+            if self.background:
+                self._writing = BackgroundWrite(policy, partial)
+                return
+            save_model(policy.bare, partial / "model")
+            save_optimizer(policy, partial / "optimizer")
+            save_checksums(partial)
+        self._publish(partial)
+
+    def advance(self) -> None:
+        """Finishes a save in the background whose files are written. Collective; call it at every step."""
+        if self._writing is not None and self._writing.is_done_everywhere():
+            self.finish()
+
+    def finish(self) -> None:
+        """Blocks until a save in the background is finished. Collective. Raises CheckpointError as save does."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            with _errors_name(writing.folder):
+                writing.finish()
+            self._publish(writing.folder)
+
+    def _publish(self, partial: Path) -> None:
+        """Renames a complete checkpoint into its place and removes old ones. Collective."""
+        if dist.get_rank() == 0:
+            final = partial.with_name(partial.name.removeprefix(PARTIAL))
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
-            for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
-                shutil.rmtree(old)
+            self._prune()
         dist.barrier()
-        return final
 
-    def _write(self, folder: Path, policy: Policy, state: Mapping[str, Any]) -> None:
-        save_model(policy.bare, folder / "model")
-        save_optimizer(policy, folder / "optimizer")
-        if dist.get_rank() == 0:
-            save_side_files(self.hf_folder, folder)
-            write_json(folder / "state.json", state)
-        save_checksums(folder)
+    def _prune(self) -> None:
+        every = sorted(self.folder.glob("step_*"))
+        kept = set(every[-self.keep :])
+        for newest in every[-self.keep :]:
+            with contextlib.suppress(CheckpointError):  # it is damaged, so that no resume will look for its best
+                step = read_state(newest).get("best", {}).get("step")
+                kept |= set() if step is None else {self.path(step)}
+        for old in set(every) - kept:
+            shutil.rmtree(old)
+
+    def mark_finished(self, step: int, export: Path | None) -> None:
+        """Records that the run is complete, with the digest of its export's SHA256SUMS. Rank 0 only."""
+        state = {"step": step, "started": self.started.isoformat(), "recipe": self.identity}
+        digest = file_sha256(export / CHECKSUMS) if export else None
+        write_json(self.folder.parent / FINISHED, state | {"export": digest})
 
     def resume(self, policy: Policy, shift: RewardShift) -> int:
         """Restores weights, optimizer and reward shift from the checkpoint found. Returns the number of updates done.

@@ -76,16 +76,16 @@ def check_initial_weights(chunks: Sequence[PairGPT], folder: Path) -> None:
         raise WeightError(f"{folder}: the weights are not finite; {where}; copy the model again, or use another one")
 
 
-def check_reference(ids: Sequence[str], sums: np.ndarray) -> None:
-    """Looks for NaN and infinity in the reference's log-probability `sums`, [num pairs, 2].
+def check_forward(ids: Sequence[str], values: np.ndarray, name: str) -> None:
+    """Looks for NaN and infinity in the `values` [num pairs, K] of the forward pass that `name` says.
 
     Raises:
         TrainingError: names the pairs.
     """
-    bad = [ids[int(pair)] for pair in np.flatnonzero(~np.isfinite(sums).all(axis=1))]
+    bad = [ids[int(pair)] for pair in np.flatnonzero(~np.isfinite(values).all(axis=1))]
     if bad:
         raise TrainingError(
-            f"reference pass: the log-probabilities of {len(bad)} of {len(ids)} pairs are not finite, although the "
+            f"{name}: the log-probabilities of {len(bad)} of {len(ids)} pairs are not finite, although the "
             f"weights are: {_listed(bad)}. Look at these pairs, or set precision.dtype=fp32 to see whether the number "
             "format is the cause"
         )

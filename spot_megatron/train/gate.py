@@ -16,7 +16,7 @@ import math
 
 from spot_megatron.errors import CheckpointError
 from spot_megatron.objective.values import VALUE_AT_REFERENCE
-from spot_megatron.recipe import Precision, Recipe
+from spot_megatron.recipe import Objective, Precision, Recipe
 from spot_megatron.train.step import StepSums
 
 SIGMAS = 6.0
@@ -43,8 +43,9 @@ def check_step_zero(sums: StepSums, recipe: Recipe) -> None:
         f"sum over the batch {total:.2e} nats (allowed {total_bound:.2e})",
     ]
     passed = sums.worst_drift <= bound and total <= total_bound
-    if known := VALUE_AT_REFERENCE[recipe.objective.name]:
-        loss, loss_bound = sums.loss / sums.num_pairs, _loss_bound(sums, beta, noise(recipe.precision))
+    if known := _loss_at_reference(sums, recipe.objective):
+        loss = sums.loss / sums.num_pairs
+        loss_bound = _loss_bound(sums, recipe.objective, noise(recipe.precision))
         found.append(f"loss {loss:.6f} (expected {known[1]} = {known[0]:.6f}, allowed +-{loss_bound:.1e})")
         passed = passed and abs(loss - known[0]) <= loss_bound
     if not passed:
@@ -55,12 +56,22 @@ def check_step_zero(sums: StepSums, recipe: Recipe) -> None:
         )
 
 
-def _loss_bound(sums: StepSums, beta: float, token_noise: float) -> float:
+def _loss_at_reference(sums: StepSums, objective: Objective) -> tuple[float, str] | None:
+    """The mean loss of a policy that equals its reference, and its formula; None if the sums do not determine it."""
+    if not (known := VALUE_AT_REFERENCE[objective.name]) or not objective.sft_weight:
+        return known
+    nll = sums.reference_nll / sums.num_pairs
+    return known[0] + objective.sft_weight * nll, f"{known[1]} + {objective.sft_weight:g} x reference NLL {nll:.6f}"
+
+
+def _loss_bound(sums: StepSums, objective: Objective, token_noise: float) -> float:
     """By how much rounding may move the mean loss.
 
     -log s(r) is ln 2 - r / 2 + r^2 / 8 about 0. The first-order errors of a batch's sides are independent; those of
-    second order add up, to beta^2 noise^2 / 8 a token in the mean, of which four times as much is allowed.
+    second order add up, to beta^2 noise^2 / 8 a token in the mean, of which four times as much is allowed. The mean
+    NLL of a chosen side is off by noise / sqrt(its tokens), at most noise.
     """
-    first = SIGMAS * beta / 2 * token_noise * math.sqrt(sums.num_scored)
-    second = 4 * (beta * token_noise) ** 2 / 8 * sums.num_scored
-    return (first + second) / sums.num_pairs + 1e-6
+    first = SIGMAS * objective.beta / 2 * token_noise * math.sqrt(sums.num_scored)
+    second = 4 * (objective.beta * token_noise) ** 2 / 8 * sums.num_scored
+    sft = SIGMAS * objective.sft_weight * token_noise * math.sqrt(sums.num_pairs)
+    return (first + second + sft) / sums.num_pairs + 1e-6

@@ -26,6 +26,7 @@ from spot_megatron.train.run_folder import from_main, locked, say
 from spot_megatron.train.setup import Setup, set_up
 from spot_megatron.train.step import ObjectiveLoss, forward_backward, reduce_sums
 from spot_megatron.train.stop import StopSignal
+from spot_megatron.train.validation import Validation
 from spot_megatron.weights.adapters import attach_adapters
 from spot_megatron.weights.export import export_hf
 from spot_megatron.weights.load import load_hf
@@ -48,6 +49,9 @@ def run(recipe: Recipe, topology: Topology) -> int:
 def work(job: Setup) -> int:
     """Loads the model, runs the reference pass, trains and exports. Returns the exit code."""
     recipe, topology = job.recipe, job.topology
+    if job.finished:
+        say(topology, f"{job.folder} holds a finished run of this recipe: nothing is left to do")
+        return 0
     job.heartbeat.beat(0, "loading the weights")
     chunks = build_model(transformer_config(job.hf, recipe, topology.device.type), job.hf)
     load_hf(chunks, job.weights, job.hf)
@@ -56,36 +60,45 @@ def work(job: Setup) -> int:
         attach_adapters(chunks, job.hf, recipe.lora, recipe.seed)
     job.heartbeat.beat(0, "reference pass")
     reference = reference_pass(job, chunks)
+    validation = Validation(job, chunks)
 
     policy = make_trainable(chunks, recipe)
     shift = RewardShift(recipe.objective.shift.kind, recipe.objective.shift.decay)
-    stopped = train(job, policy, shift, reference)
+    stopped = train(job, policy, shift, reference, validation)
     if stopped:
         return EXIT_STOPPED
-    if recipe.export.hf:
+    if recipe.export.hf or recipe.export.adapter:
         job.heartbeat.beat(job.sampler.num_steps, "exporting")
         policy.gather_weights()
+        validation.load_best(policy)
+    if recipe.export.hf:
         result = job.folder / "hf"
         export_hf(policy.bare, job.weights.folder, result, job.hf, shard_gb=recipe.export.shard_gb, replace=True)
         say(topology, f"exported to {result}")
     if recipe.export.adapter:
-        policy.gather_weights()
         export_adapter(policy.bare, job.folder / "adapter", job.hf, recipe.lora, recipe.model.hf)
         say(topology, f"adapters exported to {job.folder / 'adapter'}")
     if topology.is_main:
         write_report(job.folder)
+        job.checkpoints.mark_finished(job.sampler.num_steps, job.folder / "hf" if recipe.export.hf else None)
     return 0
 
 
-def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray) -> bool:
+def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray, validation: Validation) -> bool:
     """Runs all updates that are left. Returns True if a signal stopped the run after saving."""
     recipe, topology, num_steps = job.recipe, job.topology, job.sampler.num_steps
+    every, exports = recipe.checkpoint.every_steps, recipe.export.hf or recipe.export.adapter
     first = job.checkpoints.resume(policy, shift)
+    validation.resume(first)
     say(topology, f"{len(job.dataset)} pairs, steps {first} to {num_steps} of {num_steps}")
     loss = ObjectiveLoss(recipe.objective, shift, reference)
 
     with StopSignal() as stop, MetricsLog(job.folder, recipe, num_steps, first, topology.is_main) as log:
+        if first == 0:
+            validation.run(0, policy, shift, log)
         for step in range(first, num_steps):
+            if validation.is_over:
+                break
             start = time.perf_counter()
             job.heartbeat.beat(step + 1, "training")
             torch.manual_seed(job.seed(step))
@@ -104,13 +117,18 @@ def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray)
             policy.update(lr, sums.grad_norm)
             log.write(metrics_row(step + 1, sums, used_shift, lr, time.perf_counter() - start))
 
-            stopping = stop.on_any_rank()
-            if stopping or (step + 1) % recipe.checkpoint.every_steps == 0 or step + 1 == num_steps:
+            is_best = validation.run(step + 1, policy, shift, log)
+            stopping, is_last = stop.on_any_rank(), step + 1 == num_steps or validation.is_over
+            job.checkpoints.advance()
+            if stopping or is_last or is_best or (every and (step + 1) % every == 0):
                 job.heartbeat.beat(step + 1, "saving")
                 policy.gather_weights()
                 check_weights(policy.bare, step + 1)
-                job.checkpoints.save(step + 1, policy, shift)
-            if stopping and step + 1 < num_steps:
+                if stopping or not is_last or not exports:  # the last state is exported instead
+                    job.checkpoints.save(step + 1, policy, shift, validation.best.state_dict())
+            if stopping or is_last:
+                job.checkpoints.finish()
+            if stopping and not is_last:
                 say(topology, f"stopped by a signal after step {step + 1}, saved; run the same command to continue")
                 return True
     return False

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib
 import json
 import os
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from spot_megatron.errors import PairError, RecipeError
+from spot_megatron.errors import PairError
 from spot_megatron.files import parse_line, write_rows
 from spot_megatron.recipe import Recipe
+from spot_megatron.train.loggers import open_loggers
 from spot_megatron.train.step import StepSums
 from spot_megatron.train.watch import KEYS, Watch
 
@@ -41,19 +40,6 @@ def metrics_row(step: int, sums: StepSums, shift: float, lr: float, seconds: flo
     }
 
 
-def check_loggers(recipe: Recipe) -> None:
-    """Raises RecipeError, on every rank, if a logger of the recipe needs a package that is not installed."""
-    wanted = {"tensorboard": recipe.logging.tensorboard, "wandb": recipe.logging.wandb}
-    for package in (name for name, is_wanted in wanted.items() if is_wanted):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise RecipeError(
-                f"logging.{package}=true: the package cannot be imported ({error}); pip install {package}, or set "
-                f"logging.{package}=false"
-            ) from None
-
-
 def earlier_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
     """The rows of steps 1 to `last_step`. Prints a warning if some are missing or damaged.
 
@@ -71,6 +57,17 @@ def earlier_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
+def earlier_validations(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """The validations after 0 to `last_step` updates of a run that continues from there; of a new run, none."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in path.read_bytes().splitlines() if last_step and path.exists() else []:
+        with contextlib.suppress(PairError):
+            row = parse_line(line, str(path))
+            if type(row.get("step")) is int and 0 <= row["step"] <= last_step:
+                rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
 class MetricsLog:
     """Appends a row per step to every logger. A resumed run drops the rows after its checkpoint and writes them again.
 
@@ -85,10 +82,13 @@ class MetricsLog:
         rows = earlier_rows(self.path, first_step)
         write_rows(self.path, rows)
         self._file = self.path.open("a", encoding="utf-8")
-        self._watch = Watch(rows)
+        self._validations = folder / "validation.jsonl"
+        validations = earlier_validations(self._validations, first_step)
+        if validations or self._validations.exists():
+            write_rows(self._validations, validations)
+        self._watch = Watch(rows, validations)
         self._every = recipe.train.log_every_steps
-        self._tensorboard = _tensorboard(folder, first_step) if recipe.logging.tensorboard else None
-        self._wandb = _wandb(folder, recipe) if recipe.logging.wandb else None
+        self._loggers = open_loggers(folder, recipe, first_step)
         self._interactive = sys.stderr.isatty()
         self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not self._interactive)
 
@@ -103,20 +103,35 @@ class MetricsLog:
         warnings = self._watch.look(row)
         if warnings:
             row["warnings"] = sorted(warnings)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        _append(self._file, row)
         numbers = {key: value for key, value in row.items() if key != "warnings"}
-        for key, value in numbers.items():
-            if self._tensorboard and key != "step":
-                self._tensorboard.add_scalar(f"train/{key}", value, step)
-        if self._wandb:
-            self._wandb.log(numbers, step=step)
+        for logger in self._loggers:
+            logger.log(numbers, step)
         self._bar.update()
-        for name, text in warnings.items():
-            tqdm.write(f"WARNING {name}: step {step}: {text}", file=sys.stderr)
+        self._warn(step, warnings)
         if step % self._every == 0:
             self._show(row)
+
+    def write_validation(self, row: dict[str, Any], is_best: bool) -> None:
+        """Logs a validation; its row is on disk when this returns. `is_best`: by validation.keep_best."""
+        if not self._is_main:
+            return
+        step = row["step"]
+        numbers = {f"validation/{key}": value for key, value in row.items() if key != "step"}
+        warnings = self._watch.look_at_validation(row)
+        if warnings:
+            row["warnings"] = sorted(warnings)
+        with self._validations.open("a", encoding="utf-8") as file:
+            _append(file, row)
+        for logger in self._loggers:
+            logger.log(numbers, step)
+        self._warn(step, warnings)
+        tqdm.write(validation_line(row, is_best), file=sys.stdout)
+        sys.stdout.flush()
+
+    def _warn(self, step: int, warnings: dict[str, str]) -> None:
+        for name, text in warnings.items():
+            tqdm.write(f"WARNING {name}: step {step}: {text}", file=sys.stderr)
 
     def _show(self, row: dict[str, Any]) -> None:
         text = (
@@ -138,31 +153,30 @@ class MetricsLog:
             return
         self._bar.close()
         self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
-        if self._wandb:
-            self._wandb.finish(exit_code=0 if kind is None else 1)
+        for logger in self._loggers:
+            logger.close(failed=kind is not None)
+
+
+def validation_line(row: dict[str, Any], is_best: bool) -> str:
+    """The progress line of a validation."""
+    text = f"validation after step {row['step']}:"
+    if "loss" in row:
+        text += (
+            f"  loss {row['loss']:.4f}  r+ {row['reward_chosen']:+.3f}  r- {row['reward_rejected']:+.3f}  "
+            f"accuracy {row['reward_accuracy']:.2f}"
+        )
+    if "probe_logp" in row:
+        text += f"  probe {row['probe_logp']:.4f} ({row['probe_change']:+.4f}) nats a token"
+    return text + ("  best" if is_best else "")
+
+
+def _append(file: TextIO, row: dict[str, Any]) -> None:
+    """A line that is on disk when this returns."""
+    file.write(json.dumps(row) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-def _tensorboard(folder: Path, first_step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-
-
-def _wandb(folder: Path, recipe: Recipe) -> Any:
-    import wandb
-
-    return wandb.init(
-        project="spot_megatron",
-        name=recipe.name,
-        id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],  # the folder's: recipes share names
-        resume="allow",
-        dir=str(folder),
-        config=recipe.model_dump(),
-    )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
@@ -38,6 +39,38 @@ from spot_megatron.weights.dist_metadata import check_metadata
 def save_optimizer(policy: Policy, folder: Path) -> None:
     """Writes the optimizer's state into `folder`. Collective."""
     dcp.save({}, storage_writer=dcp.FileSystemWriter(folder), planner=_SavePlanner(list(blocks(policy))))
+
+
+class OptimizerWrite:
+    """save_optimizer in three parts, of which the second may run in a thread. The state is copied when it is made."""
+
+    def __init__(self, policy: Policy, folder: Path) -> None:
+        """Plans as torch.distributed.checkpoint.save does. Collective."""
+        self._planner, self._writer = _SavePlanner(list(blocks(policy))), dcp.FileSystemWriter(folder)
+        rank = dist.get_rank()
+        self._writer.set_up_storage_writer(rank == 0, rank=rank, use_collectives=True)
+        plan = self._writer.prepare_local_plan(self._planner.create_local_plan())
+        plans: list[Any] = [None] * dist.get_world_size()
+        dist.gather_object(plan, plans if rank == 0 else None)
+        if rank == 0:
+            plans, self._metadata = self._planner.create_global_plan(plans)
+            plans = self._writer.prepare_global_plan(plans)
+        mine: list[Any] = [None]
+        dist.scatter_object_list(mine, plans if rank == 0 else None)
+        self._plan = self._planner.finish_plan(mine[0])
+        self._planner.copy()
+
+    def write(self) -> None:
+        """Writes this rank's files."""
+        self._results = self._writer.write_data(self._plan, self._planner).wait()
+        del self._planner
+
+    def finish(self) -> None:
+        """Writes .metadata. Collective; after `write` on every rank."""
+        results: list[Any] = [None] * dist.get_world_size()
+        dist.gather_object(self._results, results if dist.get_rank() == 0 else None)
+        if dist.get_rank() == 0:
+            self._writer.finish(self._metadata, results)
 
 
 def load_optimizer(policy: Policy, folder: Path, num_updates: int) -> None:
@@ -65,6 +98,7 @@ def load_optimizer(policy: Policy, folder: Path, num_updates: int) -> None:
 class _SavePlanner(dcp_planner.SavePlanner):
     def __init__(self, held: Sequence[Block]) -> None:
         self._blocks = {(block.name, block.offsets): block for block in held if block.is_written}
+        self._copies: dict[Block, Tensor] = {}
         self._states: dict[str, Tensor] = {}  # of the range that was asked for last
         self._range: Range | None = None
 
@@ -95,7 +129,13 @@ class _SavePlanner(dcp_planner.SavePlanner):
         assert write_item.index.offset is not None
         return self._tensor(self._blocks[write_item.index.fqn, tuple(write_item.index.offset)])
 
+    def copy(self) -> None:
+        """Copies all blocks to host memory, so that the optimizer may go on."""
+        self._copies = {block: self._tensor(block).to("cpu", copy=True) for block in self._blocks.values()}
+
     def _tensor(self, block: Block) -> Tensor:
+        if block in self._copies:
+            return self._copies[block]
         if self._range is not block.held:
             self._range, self._states = block.held, block.held.states()
         return block.of(self._states[block.state])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from spot_megatron.parallel.device import to_device
 from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 from spot_megatron.train.batches import one_pass
-from spot_megatron.train.finite import check_reference
+from spot_megatron.train.finite import check_forward
 from spot_megatron.train.gate import SIGMAS, noise
 from spot_megatron.train.microbatch import MicroBatch, side_sums
 from spot_megatron.train.run_folder import from_main, say
@@ -75,9 +75,18 @@ def reference_key(job: Setup) -> str:
 
 
 def reference_pass(job: Setup, chunks: Sequence[PairGPT]) -> np.ndarray:
+    """[num pairs, 2] log-probability sums of the training pairs; see cached_reference. Writes reference.jsonl."""
+    reference = cached_reference(job, chunks, "reference pass")
+    if job.topology.is_main:
+        write_rows(job.folder / "reference.jsonl", rows_of(job.dataset, reference))
+    return reference
+
+
+def cached_reference(job: Setup, chunks: Sequence[PairGPT], name: str) -> np.ndarray:
     """[num pairs, 2] log-probability sums (chosen, rejected) in nats, float64, equal on every rank. Collective.
 
     They are read from the cache where it has them, and a sample is computed again; else they are computed and cached.
+    `name` is the pass's in messages.
 
     Raises:
         CheckpointError: the cache is damaged, or differs from the sample.
@@ -89,16 +98,14 @@ def reference_pass(job: Setup, chunks: Sequence[PairGPT]) -> np.ndarray:
     if cached is None:
         start = time.perf_counter()
         reference = reference_sums(chunks, len(dataset), all_packs(job), topology)
-        check_reference([pair.id for pair in dataset.pairs], reference)
+        check_forward([pair.id for pair in dataset.pairs], reference, name)
         if topology.is_main:
             write_reference(cache, dataset, reference)
-        say(topology, f"reference pass: {time.perf_counter() - start:.1f} s")
+        say(topology, f"{name}: {time.perf_counter() - start:.1f} s")
     else:
         reference = cached
         check_sample(job, chunks, reference, cache)
-        say(topology, f"reference pass: read from {cache}")
-    if topology.is_main:
-        write_rows(job.folder / "reference.jsonl", rows_of(dataset, reference))
+        say(topology, f"{name}: read from {cache}")
     return reference
 
 
@@ -121,7 +128,7 @@ def check_sample(job: Setup, chunks: Sequence[PairGPT], reference: np.ndarray, c
     plan = [bins + [[] for _ in range(count - len(bins))] for bins in plan]
     again = reference_sums(chunks, len(reference), [job.lay_out(plan)], job.topology)
     lengths = np.array([[len(job.dataset.pairs[i].chosen_ids), len(job.dataset.pairs[i].rejected_ids)] for i in sample])
-    drift = np.abs(again[sample] - reference[sample]) / np.sqrt(lengths)
+    drift = np.abs(again[sample] - reference[sample]) / np.sqrt(np.maximum(lengths, 1))
     bound = SIGMAS * noise(job.recipe.precision)
     if not (drift <= bound).all():
         worst = job.dataset.pairs[sample[drift.max(axis=1).argmax()]].id
@@ -157,22 +164,37 @@ def read_reference(path: Path, dataset: PreferencePairDataset) -> np.ndarray:
     return np.array([[row["logp_chosen"], row["logp_rejected"]] for row in rows], dtype=np.float64)
 
 
-@torch.no_grad()
 def reference_sums(
     chunks: Sequence[PairGPT], num_pairs: int, batches: Iterable[Sequence[Pack]], topology: Topology
 ) -> np.ndarray:
-    """[num_pairs, 2] sums (chosen, rejected) in nats, float64, on every rank; zeros for pairs that no pack holds.
+    """[num_pairs, 2] sums (chosen, rejected) in nats, float64, on every rank; zeros for pairs that no pack holds."""
+    return forward_pass(
+        chunks, (num_pairs, 2), batches, topology, lambda batch, logp_S: torch.stack(side_sums(batch, logp_S), dim=1)
+    )
 
-    `batches` are this rank's packs, forwarded one list after the other.
+
+@torch.no_grad()
+def forward_pass(
+    chunks: Sequence[PairGPT],
+    shape: tuple[int, int],
+    batches: Iterable[Sequence[Pack]],
+    topology: Topology,
+    values_of: Callable[[MicroBatch, Tensor], Tensor],
+) -> np.ndarray:
+    """K values of every pair, `shape` [num pairs, K] float64, on every rank; zeros for pairs that no pack holds.
+
+    Args:
+        batches: this rank's packs, forwarded one list after the other.
+        values_of: on the last stage, (micro-batch, token log-probabilities [S]) -> [B, K], equal on every context rank.
     """
-    sums = torch.zeros(num_pairs, 2, dtype=torch.float64, device=topology.device)
+    values = torch.zeros(shape, dtype=torch.float64, device=topology.device)
 
     def collect(batch: MicroBatch, logp_S: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        chosen, rejected = side_sums(batch, logp_S)
-        sums[to_device(batch.pack.pair_index, sums.device)] = torch.stack([chosen, rejected], dim=1).double()
-        return logp_S.sum(), torch.full((), len(chosen), dtype=torch.int, device=logp_S.device), {}
+        values[to_device(batch.pack.pair_index, values.device)] = values_of(batch, logp_S).double()
+        num_pairs = len(batch.pack.pair_index)
+        return logp_S.sum(), torch.full((), num_pairs, dtype=torch.int, device=logp_S.device), {}
 
     for packs in batches:
         forward_backward(chunks, packs, collect, topology, forward_only=True)
-    sum_over_replicas(sums)
-    return sums.cpu().numpy()
+    sum_over_replicas(values)
+    return values.cpu().numpy()

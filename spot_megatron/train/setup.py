@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from spot_megatron.data.dataset import PreferencePairDataset
 from spot_megatron.data.pack import Pack
-from spot_megatron.data.records import TokenPair, read_pairs
+from spot_megatron.data.records import TokenPair
 from spot_megatron.data.sampler import BatchSampler, Bins
-from spot_megatron.data.template import TokenizedPairs, check_vocabulary, load_tokenizer, tokenize_pairs
-from spot_megatron.errors import PairError, RecipeError
+from spot_megatron.data.template import TokenizedPairs
 from spot_megatron.files import write_json
 from spot_megatron.hf.checksums import CHECKSUMS
 from spot_megatron.hf.config import HFModelConfig, read_hf_config
@@ -25,9 +24,10 @@ from spot_megatron.parallel.groups import Topology
 from spot_megatron.recipe import Recipe
 from spot_megatron.train import checkpoint
 from spot_megatron.train.batches import training_batches
-from spot_megatron.train.checkpoint import Checkpoints, Found, find_intact, set_aside
+from spot_megatron.train.checkpoint import FINISHED, Checkpoints, Found, find_intact, finished_state, set_aside
+from spot_megatron.train.data import read_data
 from spot_megatron.train.heartbeat import Heartbeat
-from spot_megatron.train.metrics import check_loggers
+from spot_megatron.train.loggers import check_loggers
 from spot_megatron.train.packing import pack_multiple
 from spot_megatron.train.run_folder import first_date, from_main, prepare_folder, say
 from spot_megatron.weights.peft import adapter_digest
@@ -47,6 +47,9 @@ class Setup:
     sampler: BatchSampler
     checkpoints: Checkpoints
     heartbeat: Heartbeat
+    held_out: PreferencePairDataset | None = None
+    probe: PreferencePairDataset | None = None
+    finished: bool = False  # by an earlier start: nothing is left to do
 
     def packs(self, step: int) -> list[Pack]:
         """This rank's micro-batches of a step."""
@@ -76,10 +79,12 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
     transformer_config(hf, recipe, topology.device.type)  # raises for a split that does not fit, before data is read
     weights = HFFolder(hf_folder)
     output = Path(recipe.output)
-    found = find_intact(output / "checkpoints") if recipe.checkpoint.resume == "auto" else Found()
-    started: datetime = from_main(lambda: first_date(output, found.state, recipe.checkpoint.resume), topology)
-    tokenized = read_data(recipe, hf_folder, hf, topology, started)
-    dataset = PreferencePairDataset.build(tokenized, seed=recipe.seed, max_tokens=recipe.data.max_tokens, pad_id=0)
+    resume = recipe.checkpoint.resume
+    finished = from_main(lambda: finished_state(output) if resume == "auto" else None, topology)
+    found = find_intact(output / "checkpoints") if resume == "auto" and not finished else Found()
+    started: datetime = from_main(lambda: first_date(output, finished or found.state, resume), topology)
+    data = read_data(recipe, hf_folder, hf, topology, started)
+    dataset = _dataset(data.training.pairs, recipe)
     sampler = training_batches(recipe, dataset, hf, topology)
     digest: str = from_main(lambda: _initial_digest(recipe, weights), topology)
     identity = checkpoint.identity(recipe, dataset.fingerprint(), digest, len(dataset), sampler.num_steps)
@@ -91,13 +96,32 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
             )
         if not (found.newest / CHECKSUMS).is_file():
             say(topology, f"WARNING: {found.newest} has no {CHECKSUMS}, so damage to its files may go unnoticed")
+    checkpoints = Checkpoints(
+        output / "checkpoints",
+        identity,
+        started,
+        hf_folder,
+        keep=recipe.checkpoint.keep,
+        found=found,
+        background=recipe.checkpoint.background,
+    )
+    job = Setup(recipe, topology, output, hf, weights, digest, dataset, sampler, checkpoints, heartbeat)
+    if finished:
+        checkpoint.check_identity(output / FINISHED, finished, identity)
+        return replace(job, finished=True)
     folder = prepare_folder(recipe, topology, started)
     if topology.is_main:
-        write_json(folder / "dropped.json", tokenized.dropped)
+        (folder / FINISHED).unlink(missing_ok=True)  # its export is gone
+        write_json(folder / "dropped.json", data.training.dropped)
         for damaged, reason in found.damaged.items():
             say(topology, f"WARNING: {reason}. Renamed to {set_aside(damaged)}; continuing from {found.newest}")
-    checkpoints = Checkpoints(folder / "checkpoints", identity, started, hf_folder, recipe.checkpoint.keep, found)
-    return Setup(recipe, topology, folder, hf, weights, digest, dataset, sampler, checkpoints, heartbeat)
+    held_out, probe = (_dataset(pairs, recipe) if pairs else None for pairs in (data.held_out, data.probe))
+    return replace(job, held_out=held_out, probe=probe)
+
+
+def _dataset(pairs: list[TokenPair], recipe: Recipe) -> PreferencePairDataset:
+    tokenized = TokenizedPairs(pairs, {})
+    return PreferencePairDataset.build(tokenized, seed=recipe.seed, max_tokens=recipe.data.max_tokens, pad_id=0)
 
 
 def _initial_digest(recipe: Recipe, weights: HFFolder) -> str:
@@ -106,25 +130,3 @@ def _initial_digest(recipe: Recipe, weights: HFFolder) -> str:
     if recipe.lora.adapter is None:
         return digest
     return hashlib.sha256((digest + adapter_digest(Path(recipe.lora.adapter))).encode()).hexdigest()
-
-
-def read_data(
-    recipe: Recipe, hf_folder: Path, hf: HFModelConfig, topology: Topology, started: datetime
-) -> TokenizedPairs:
-    """Pair files -> tokens. Prints how many pairs were dropped and why; the run's dropped.json lists them.
-
-    Chat templates that read the clock get `started`, so that a resumed run has the same prompts.
-    """
-    data = recipe.data
-    records = read_pairs(recipe.pair_files, data.format)
-    has_text = any(not isinstance(record, TokenPair) for record in records)
-    if data.enable_thinking and not has_text:
-        raise RecipeError("data.enable_thinking=true: these pairs are token ids already, so no template reads it")
-    tokenizer = load_tokenizer(hf_folder) if has_text else None
-    tokenized = tokenize_pairs(records, tokenizer, data.max_tokens, data.enable_thinking, started)
-    for reason, ids in tokenized.dropped.items():
-        say(topology, f"dropped {len(ids)} of {len(records)} pairs: {reason} (first: {ids[0]})")
-    if not tokenized.pairs:
-        raise PairError(f"{recipe.data.pairs}: no pair is left to train on; see the reasons above")
-    check_vocabulary(tokenized.pairs, hf.vocab_size, f"vocab_size of {hf_folder}/config.json")
-    return tokenized

@@ -26,7 +26,7 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from spot_megatron.data.pack import Pack
-from spot_megatron.objective.losses import pair_losses, pair_rewards
+from spot_megatron.objective.losses import pair_losses, pair_rewards, sft
 from spot_megatron.objective.reward import score_pairs
 from spot_megatron.objective.shift import RewardShift
 from spot_megatron.parallel.device import to_device
@@ -54,6 +54,7 @@ class StepSums:
     num_tokens: int
     num_unique_tokens: int
     num_scored: int  # response tokens of both sides
+    reference_nll: float  # mean token negative log-likelihood of the chosen side under the reference, nats
     grad_norm: float  # before clipping
     worst_drift: float
 
@@ -130,16 +131,25 @@ class ObjectiveLoss:
         chosen, rejected = (reward.detach() for reward in rewards)
         if self.shift.moves_inside_batch:
             self._move_shift(chosen, rejected)
-        losses = pair_losses(objective.name, scores, rewards, self.shift.value)
+        losses = pair_losses(
+            objective.name,
+            scores,
+            rewards,
+            self.shift.value,
+            label_smoothing=objective.label_smoothing,
+            sft_weight=objective.sft_weight,
+        )
         # An empty pack has no pairs; its loss is the empty sum, whose gradient is zero everywhere.
         loss = losses.sum() if len(losses) else logp_S.sum()
         # Every context rank has the whole loss of these pairs; their count is Megatron's divisor, so one rank counts.
         num_counted = len(losses) if mpu.get_context_parallel_rank() == 0 else 0
         drift = torch.cat([chosen.abs() / num_chosen.sqrt(), rejected.abs() / num_rejected.sqrt()]) / objective.beta
         accurate = (chosen > rejected).double()
+        reference_nll = sft(scores.reference_chosen, num_chosen).sum()
         report = {
             "losses": losses.detach(),
-            "sums": torch.stack([losses.detach().sum(), chosen.sum(), rejected.sum(), accurate.sum()]),
+            "sums": torch.stack([losses.detach().sum(), chosen.sum(), rejected.sum(), accurate.sum(), reference_nll]),
+            "rewards": torch.stack([chosen, rejected], dim=1),
             "worst_drift": drift.max() if len(drift) else drift.new_zeros(()),
         }
         return loss, torch.full((), num_counted, dtype=torch.int, device=logp_S.device), report
@@ -161,21 +171,21 @@ def reduce_sums(
 
     Two collectives, and one read of the device by the host.
     """
-    sums = torch.zeros(9, dtype=torch.float64, device=topology.device)
+    sums = torch.zeros(10, dtype=torch.float64, device=topology.device)
     worst = torch.zeros(1, dtype=torch.float64, device=topology.device)
     # Tensor and context ranks of a replica have the same sums: one of them contributes.
     if topology.is_last_stage and topology.tensor_rank == topology.context_rank == 0:
         counts = np.array([[len(p.pair_index), p.num_tokens, p.num_unique_tokens, p.num_scored] for p in packs])
-        sums[:4] = torch.stack([report["sums"] for report in reports]).sum(dim=0)
-        sums[4:8] = to_device(counts.sum(axis=0).astype(np.float64), topology.device)
+        sums[:5] = torch.stack([report["sums"] for report in reports]).sum(dim=0)
+        sums[5:9] = to_device(counts.sum(axis=0).astype(np.float64), topology.device)
         worst[0] = torch.stack([report["worst_drift"] for report in reports]).max()
-    sums[8] = squared_grad_norm
+    sums[9] = squared_grad_norm
     dist.all_reduce(sums)
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-    loss, chosen, rejected, accurate, *counted, squared_norm, drift = torch.cat([sums, worst]).tolist()
+    loss, chosen, rejected, accurate, nll, *counted, squared_norm, drift = torch.cat([sums, worst]).tolist()
     pairs, tokens, unique, scored = map(int, counted)
     norm = math.sqrt(squared_norm)
-    return StepSums(loss, chosen, rejected, accurate, pairs, tokens, unique, scored, norm, drift)
+    return StepSums(loss, chosen, rejected, accurate, pairs, tokens, unique, scored, nll, norm, drift)
 
 
 def sum_over_replicas(values: Tensor) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
+import queue
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from megatron.core import parallel_state as mpu
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -34,13 +37,64 @@ def save_model(chunks: Sequence[PairGPT], folder: Path) -> None:
     program needs an `if __name__ == "__main__"` guard.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _request(chunks, folder).execute_sync()
+
+
+class ModelWrite:
+    """save_model in three parts, of which the second may run in a thread. The weights are copied when it is made."""
+
+    def __init__(self, chunks: Sequence[PairGPT], folder: Path) -> None:
+        """Collective."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._request = _request(chunks, folder)
+        staged = self._request.preload_fn() if self._request.preload_fn else []
+        self._buckets = [
+            (path, key, (texts, [(item, tensor.clone() if on_cpu(chunks) else tensor) for item, tensor in tensors]))
+            for path, key, (texts, tensors) in staged
+        ]
+
+    def write(self) -> None:
+        """Writes this rank's files. megatron.core's own function forks processes, which a thread should not."""
+        results: dict[int, Any] = {}
+        for number, bucket in enumerate(self._buckets):
+            written, running = queue.SimpleQueue[tuple[int, Any]](), queue.Queue[int]()
+            running.put(number)
+            FileSystemWriterAsync.write_preloaded_data(
+                self._request.async_fn.args[0],  # transforms of the storage writer
+                local_proc_idx=number,
+                write_bucket=bucket,
+                results_queue=written,
+                count_queue=running,
+                use_fsync=True,
+            )
+            _, results[number] = written.get()
+            if isinstance(results[number], Exception):
+                raise results[number]
+        self._buckets.clear()
+        if results:
+            self._request.async_fn_args[2].put(results)
+
+    def finish(self) -> None:
+        """Writes .metadata and metadata.json. Collective; after `write` on every rank."""
+        for finalize in self._request.finalize_fns:
+            finalize()
+
+
+def on_cpu(chunks: Sequence[PairGPT]) -> bool:
+    return next(chunks[0].parameters()).device.type == "cpu"
+
+
+def _request(chunks: Sequence[PairGPT], folder: Path) -> AsyncRequest:
+    """The save as megatron.core plans it. Collective."""
     strategy = get_default_save_sharded_strategy()
     replicas = mpu.get_data_parallel_group(with_context_parallel=True)
     trained = [parameter for chunk in chunks for parameter in chunk.parameters() if parameter.requires_grad]
     num_bytes = sum(parameter.nbytes for parameter in trained)
     if replicas.size() > 1 and num_bytes > SHARED_FROM_BYTES:  # else the first replica writes everything
         strategy = FullyParallelSaveStrategyWrapper(strategy, replicas)
-    dist_checkpointing.save(model_state(chunks), str(folder), strategy, content_metadata=_content(chunks))
+    return dist_checkpointing.save(
+        model_state(chunks), str(folder), strategy, async_sharded_save=True, content_metadata=_content(chunks)
+    )
 
 
 def load_model(chunks: Sequence[PairGPT], folder: Path) -> None:
@@ -90,15 +144,25 @@ def check_format(folder: Path) -> None:
     check_metadata(folder)
 
 
-def save_checksums(folder: Path) -> None:
-    """Writes SHA256SUMS of all files in a complete checkpoint. Collective: each rank reads its share of the files."""
-    dist.barrier()
+def save_checksums(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Writes SHA256SUMS of all files in a complete checkpoint. Collective: each rank reads its share of the files.
+
+    `known` holds digests that this rank has computed already.
+    """
+    of_ranks = _gather_sums(known or {})
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    shares: list[dict[str, str]] = [{} for _ in range(world_size)]
-    dist.all_gather_object(shares, sums_of(folder, file_names(folder)[rank::world_size]))
+    names = [name for name in file_names(folder) if name not in of_ranks]
+    of_ranks |= _gather_sums(sums_of(folder, names[rank::world_size]))
     if rank == 0:
-        write_checksums(folder, {name: digest for share in shares for name, digest in share.items()})
+        write_checksums(folder, of_ranks)
     dist.barrier()
+
+
+def _gather_sums(mine: Mapping[str, str]) -> dict[str, str]:
+    """All ranks' digests, on every rank. Collective."""
+    shares: list[Mapping[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(shares, dict(mine))
+    return {name: digest for share in shares for name, digest in share.items()}
 
 
 def check_checksums(folder: Path) -> None:

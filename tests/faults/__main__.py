@@ -17,7 +17,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-PARTS = ("train", "reference", "import", "export", "elicit", "rectify", "evaluation", "damage", "world")
+PARTS = ("train", "train_async", "reference", "import", "export", "elicit", "rectify", "evaluation", "damage", "world")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def preload() -> None:
         "spot_megatron.train.loop",
         "tools.convert.torch_dist_write",
         "tools.elicit",
-        "tools.eval.accuracy",
+        "tools.eval.local",
         "tools.rectify",
     ):
         importlib.import_module(name)
@@ -135,10 +135,10 @@ class Program:
         return process.wait(), process.output()
 
 
-def train(output: Path, recipe: Path, num_steps: int = NUM_STEPS) -> Program:
+def train(output: Path, recipe: Path, num_steps: int = NUM_STEPS, changes: Sequence[str] = ()) -> Program:
     from spot_megatron.train.__main__ import main
 
-    changes = [f"output={output}", f"train.max_steps={num_steps}"]
+    changes = [f"output={output}", f"train.max_steps={num_steps}", *changes]
     arguments = [str(recipe), "--set", *changes]
     return Program("train", lambda: main(arguments), arguments, output, trained, check_run)
 
@@ -259,6 +259,7 @@ def evaluate(model: Path, questions: Path, output: Path) -> Program:
     from tools.eval.__main__ import main
 
     arguments = ["--model", str(model), "--questions", str(questions), "--greedy", "--max-new-tokens", "24", "--json"]
+    arguments += ["--output", str(output.with_name("evaluation"))]
 
     def scores(log: Path) -> dict[str, Any]:
         result = json.loads(log.read_text().splitlines()[-1])["model"]

@@ -17,6 +17,7 @@ from tests.faults.table import Table
 from tests.tools.pairs.support import oracle_server, write_questions
 
 SHARES = {"train": 60, "reference": 30, "import": 30, "export": 30, "elicit": 30, "rectify": 25, "evaluation": 15}
+SHARES["train_async"] = 30
 RECIPE_KEYS = ("recipe.yaml", "was written under another recipe", "unknown key", "model.hf", "data.pairs")
 
 
@@ -73,7 +74,7 @@ class Base:
     @property
     def checkpoint(self) -> Path:
         assert self.expected
-        return self.run / "checkpoints" / f"step_{programs.NUM_STEPS:08d}"
+        return self.run / "checkpoints" / f"step_{programs.NUM_STEPS - programs.SAVE_EVERY:08d}"
 
     @property
     def errors(self) -> Path:
@@ -88,6 +89,7 @@ class Base:
 def kill_part(part: str, count: int, base: Base, folder: Path, rng: random.Random, table: Table) -> None:
     makers = {
         "train": lambda output: programs.train(output, base.recipe),
+        "train_async": lambda output: programs.train(output, base.recipe, changes=["checkpoint.async=true"]),
         "reference": lambda output: programs.train(output, base.recipe, num_steps=1),
         "import": lambda output: programs.convert("import", base.folder / "model", output),
         "export": lambda output: programs.convert("export", base.checkpoint, output),
@@ -123,7 +125,7 @@ def damage_runs(base: Base, count: int, rng: random.Random, table: Table) -> Non
     expected = base.expected
     shutil.copytree(base.folder, origin)
     shutil.rmtree(origin / "run" / "hf")
-    shutil.rmtree(origin / "run" / "checkpoints" / f"step_{programs.NUM_STEPS:08d}")
+    (origin / "run" / "finished.json").unlink()
     text = (origin / "recipe.yaml").read_text()
     place = str(origin.with_name("stopped_damaged"))
     (origin / "recipe.yaml").write_text(text.replace(str(base.folder), place))

@@ -8,7 +8,8 @@ from tests.faults.table import Table
 
 def test_a_few_faults(tmp_path):
     log = tmp_path / "log.txt"
-    options = ["--kills", "5", "--damages", "0", "--parts", "train", "elicit", "--folder", str(tmp_path / "faults")]
+    options = ["--kills", "5", "--damages", "0", "--parts", "train_async", "elicit"]
+    options += ["--folder", str(tmp_path / "faults")]
     code = processes.run(["-m", "tests.faults", *options], log, timeout=280)
     output = processes.output_of(log)
     assert code == 0, output

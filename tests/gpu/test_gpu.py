@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -164,12 +163,15 @@ def test_logits_are_those_of_transformers(folder):
         assert stage.relative <= 2e-3, stage.name  # matrix products of TF32 have 10 bits
 
 
-def test_layouts_agree_in_fp32(folder):
-    shared = train(folder, "shared", 3, precision={"dtype": "fp32"})
-    separate = train(folder, "separate", 3, precision={"dtype": "fp32"}, data={"layout": "separate"})
+@pytest.mark.parametrize(("dtype", "loss", "norm"), [("fp32", 1e-4, 1e-3), ("bf16", 1e-2, 1e-2)])
+def test_layouts_agree(folder, dtype, loss, norm):
+    """In bf16 on a CPU the losses of 4 steps differ by 3.5e-3, the norms by 0.2%; a wrong label at the first differing
+    token changes the gradient by tens of per cent."""
+    shared = train(folder, "shared", 3, precision={"dtype": dtype})
+    separate = train(folder, "separate", 3, precision={"dtype": dtype}, data={"layout": "separate"})
     for ours, theirs in zip(shared, separate, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
-        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=loss)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=norm)
 
 
 def test_bf16_starts_at_the_reference_and_follows_fp32(folder):
@@ -204,7 +206,7 @@ def test_a_run_resumes(folder, memory):
     """Started again from its middle it continues as before: to rounding, since kernels may add up in another order."""
     sections = {"precision": {"dtype": "bf16"}, "memory": memory, "checkpoint": {"every_steps": 4, "keep": 9}}
     whole = train(folder, "run", 8, **sections)
-    shutil.rmtree(folder / "run" / "checkpoints" / "step_00000008")
+    (folder / "run" / "finished.json").unlink()
     again = train(folder, "run", 8, **sections)
     for ours, theirs in zip(again, whole, strict=True):
         assert ours["reward_margin"] == pytest.approx(theirs["reward_margin"], rel=1e-2, abs=1e-3)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from spot_megatron.objective.losses import pair_losses, pair_rewards
 from spot_megatron.objective.reward import PairScores, score_pairs, segment_sums
@@ -57,11 +60,49 @@ def test_gradients_are_the_papers():
     np.testing.assert_allclose(s.policy_rejected.grad.numpy(), BETA * sigmoid(rejected - SHIFT), rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["dpo", "spot_bce"])
+def test_label_smoothing_is_cross_entropy_with_smoothed_labels(name):
+    """Against PyTorch's own cross-entropy with soft targets."""
+    s, smoothing = scores(), 0.1
+    chosen, rejected = pair_rewards(s, BETA)
+    bce = partial(F.binary_cross_entropy_with_logits, reduction="none")
+    positive, negative = torch.full_like(chosen, 1 - smoothing), torch.full_like(chosen, smoothing)
+    want = bce(chosen - rejected, positive) if name == "dpo" else bce(chosen, positive) + bce(rejected, negative)
+    losses = pair_losses(name, s, (chosen, rejected), SHIFT, label_smoothing=smoothing)
+    torch.testing.assert_close(losses, want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted(VALUE_AT_REFERENCE))
+def test_sft_weight_adds_the_token_nll(name):
+    s = scores()
+    nll = -s.policy_chosen.numpy() / s.num_chosen.numpy()
+    losses = pair_losses(name, s, pair_rewards(s, BETA), SHIFT, sft_weight=0.7)
+    np.testing.assert_allclose(losses.numpy(), expected(name, s) + 0.7 * nll, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(VALUE_AT_REFERENCE))
+def test_gradients_of_every_term(name):
+    """Numerical differentiation in fp64, of the function of the token log-probabilities. DFT has constants in it."""
+    smoothing = 0.1 if name in ("dpo", "spot_bce") else 0.0
+    logp = -3 * torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = torch.exp(logp)  # of dft, held constant
+    segment = torch.tensor([0, 1, 1, 2, 3, 5])
+    reference, num_chosen = torch.tensor([-4.0, -2.0]).double(), torch.tensor([3.0, 1.0]).double()
+
+    def loss(logp: torch.Tensor) -> torch.Tensor:
+        s = score_pairs(logp, segment, reference, reference - 1, num_chosen)
+        s = dataclasses.replace(s, confidence_chosen=segment_sums(weights * logp, segment, 2)[0])
+        return pair_losses(name, s, pair_rewards(s, BETA), SHIFT, label_smoothing=smoothing, sft_weight=0.7)
+
+    assert torch.autograd.gradcheck(loss, logp.requires_grad_())
+
+
 @pytest.mark.parametrize("name", [name for name, value in VALUE_AT_REFERENCE.items() if value is not None])
 def test_value_at_the_reference(name):
     same = torch.full((4,), -12.5, dtype=torch.float64)
     at_reference = PairScores(same, same, same, same, torch.ones(4), same)
-    losses = pair_losses(name, at_reference, pair_rewards(at_reference, BETA), 0.0)
+    smoothing = 0.1 if name in ("dpo", "spot_bce") else 0.0
+    losses = pair_losses(name, at_reference, pair_rewards(at_reference, BETA), 0.0, label_smoothing=smoothing)
     assert losses.mean().item() == pytest.approx(VALUE_AT_REFERENCE[name][0], rel=1e-12)
 
 

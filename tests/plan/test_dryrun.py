@@ -200,7 +200,7 @@ def test_the_size_of_a_checkpoint_is_the_one_that_training_writes(tmp_path):
 def test_the_tool_prints_a_table_and_json(capsys):
     assert tool.main(["qwen3_tiny_spot", "--gpus", "2", "--set", "parallel.tensor=2"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("qwen3_tiny_spot on 2 h800: tensor 2\n")
+    assert printed.startswith("qwen3_tiny_spot on 2 H800: tensor 2\n")
     assert "368,256 parameters in 35 tensors, as in the folder's weight files" in printed
     assert "557, recipes/assets/qwen3_tiny/pairs.jsonl" in printed
     assert printed.rstrip().splitlines()[-1].startswith("fits: ")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spot_megatron.train.__main__ import main
+from spot_megatron.train.loggers import LOGGERS
 from tests.support import make_recipe, random_pairs, save_random_hf, write_token_pairs
 
 GOOD = {"id": "a", "prompt": "p", "chosen": "c", "rejected": "r"}
@@ -173,7 +174,7 @@ def test_weights_that_overflow(folder, capsys):
     assert not (folder / "reference_cache").exists()
 
 
-@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+@pytest.mark.parametrize("package", sorted(LOGGERS))
 def test_a_missing_logger_is_found_before_the_data_is_read(folder, capsys, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     (folder / "pairs.jsonl").unlink()

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,10 @@ from spot_megatron.hf.checksums import CHECKSUMS
 from spot_megatron.objective.shift import RewardShift
 from spot_megatron.train.checkpoint import Checkpoints, Found, find_intact, set_aside
 from spot_megatron.train.optim import make_trainable
+from spot_megatron.train.optimizer_state import OptimizerWrite
 from spot_megatron.train.reference import read_reference, write_reference
 from spot_megatron.train.run_folder import locked
+from spot_megatron.weights.checkpoint import ModelWrite
 from tests.processes import ROOT
 from tests.support import make_recipe, one_process, random_model, save_random_hf
 
@@ -45,6 +48,84 @@ def written(tmp_path_factory) -> Path:
 def checkpoints(written, tmp_path) -> Path:
     shutil.copytree(written, tmp_path / "checkpoints")
     return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def world(tmp_path):
+    """One process with a policy in training, and a maker of Checkpoints."""
+    save_random_hf(tmp_path / "model")
+    recipe = make_recipe(tmp_path)
+    with one_process(recipe):
+        policy = make_trainable(random_model(recipe), recipe)
+        policy.zero_grad()
+
+        def checkpoints(name: str, background: bool) -> Checkpoints:
+            date = datetime(2026, 1, 1)
+            return Checkpoints(tmp_path / name, {}, date, tmp_path / "model", 2, Found(), background)
+
+        yield policy, checkpoints
+
+
+def update(policy) -> None:
+    policy.update(0.1, policy.squared_grad_norm().item())
+
+
+def test_a_save_in_the_background_has_the_bits_of_its_step(world):
+    """Updates during the write do not enter the checkpoint; the files are those of a save that blocks."""
+    policy, checkpoints = world
+    update(policy)
+    checkpoints("blocking", False).save(2, policy, RewardShift("none", 0.9))
+    background = checkpoints("background", True)
+    background.save(2, policy, RewardShift("none", 0.9))
+    for chunk in policy.bare:
+        for parameter in chunk.parameters():
+            parameter.data.add_(1)
+    update(policy)
+    assert not (background.folder / "step_00000002").exists()
+    background.finish()
+    files = {name: background.folder.parent / name / "step_00000002" for name in ("blocking", "background")}
+    blocking, written = (read_files(folder) for folder in files.values())
+    assert blocking.keys() == written.keys()
+    for name in blocking.keys() - {CHECKSUMS, "optimizer/.metadata", "model/.metadata"}:  # those hold ids of the save
+        assert blocking[name] == written[name], name
+    assert find_intact(background.folder).newest == files["background"]
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_kill_during_a_background_write_leaves_the_earlier_checkpoint(world, monkeypatch):
+    policy, checkpoints = world
+    update(policy)
+    made = checkpoints("checkpoints", True)
+    made.save(2, policy, RewardShift("none", 0.9))
+    written = threading.Event()
+    write = OptimizerWrite.write
+    monkeypatch.setattr(OptimizerWrite, "write", lambda self: (written.wait(60), write(self)))
+    made.save(4, policy, RewardShift("none", 0.9))  # one save is in flight at most: this finishes the first
+    made.advance()
+    assert [path.name for path in sorted(made.folder.iterdir())] == [".partial_step_00000004", "step_00000002"]
+    assert find_intact(made.folder).newest == made.folder / "step_00000002"
+    written.set()
+    made.finish()
+    assert find_intact(made.folder).newest == made.folder / "step_00000004"
+
+
+@pytest.mark.parametrize("part", [ModelWrite, OptimizerWrite])
+def test_an_error_of_the_writing_thread_reaches_the_run(world, monkeypatch, part):
+    def fail(self) -> None:
+        raise OSError(28, "No space left on device")
+
+    policy, checkpoints = world
+    update(policy)
+    made = checkpoints("checkpoints", True)
+    monkeypatch.setattr(part, "write", fail)
+    made.save(2, policy, RewardShift("none", 0.9))
+    with pytest.raises(CheckpointError, match=r"step_00000002 cannot be written .*No space left.*Earlier checkpoints"):
+        made.finish()
+    made.finish()
+    assert find_intact(made.folder) == Found()
 
 
 def find(folder: Path) -> Found:

@@ -39,9 +39,11 @@ def recipe_of(dtype: str):
     return load_recipe("qwen3_tiny_spot", [f"precision.dtype={dtype}", "device=cpu"])
 
 
-def first_step(dtype: str, pairs, layout="shared", per_pack=COUNT, change_pack=None, change_model=None) -> StepSums:
+def first_step(
+    dtype: str, pairs, layout="shared", per_pack=COUNT, change_pack=None, change_model=None, recipe=None
+) -> StepSums:
     """The sums of a first step, against a reference that was computed pair by pair, without the change."""
-    recipe = recipe_of(dtype)
+    recipe = recipe or recipe_of(dtype)
     with one_process(recipe) as topology, torch.no_grad():
         hf = read_hf_config(MODEL)
         chunks = build_model(transformer_config(hf, recipe, "cpu"), hf)
@@ -156,3 +158,14 @@ def test_a_wrong_loss_is_caught(pairs):
     check(sums, "fp32")
     with pytest.raises(CheckpointError, match=r"expected 2 ln 2 = 1.386294"):
         check(dataclasses.replace(sums, loss=sums.loss * 1.01), "fp32")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_gate_knows_the_loss_with_an_sft_term_and_label_smoothing(pairs, dtype):
+    overrides = ["objective.name=dpo", "objective.sft_weight=0.5", "objective.label_smoothing=0.1"]
+    recipe = load_recipe("qwen3_tiny_spot", [f"precision.dtype={dtype}", "device=cpu", *overrides])
+    sums = first_step(dtype, pairs, per_pack=4, recipe=recipe)
+    check_step_zero(sums, recipe)
+    half = load_recipe("qwen3_tiny_spot", ["device=cpu", *overrides, "objective.sft_weight=0.25"])
+    with pytest.raises(CheckpointError, match=r"expected ln 2 \+ 0.25 x reference NLL"):
+        check_step_zero(sums, half)

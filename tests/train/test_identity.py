@@ -20,14 +20,13 @@ from tests.support import make_recipe, random_pairs, save_random_hf, write_token
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A finished run of 4 steps whose last checkpoint is gone, so that the next launch continues after step 2."""
+    """A run of 4 steps that ended after its export, so that the next launch continues after step 2."""
     save_random_hf(tmp_path / "model")
     write_token_pairs(tmp_path / "pairs.jsonl", random_pairs(8))
     recipe = make_recipe(tmp_path, train={"batch_pairs": 2, "epochs": 1}, checkpoint={"every_steps": 2, "keep": 2})
     (tmp_path / "recipe.yaml").write_text(recipe.dump())
     assert main([str(tmp_path / "recipe.yaml")]) == 0
-    newest = tmp_path / "run" / "checkpoints" / "step_00000004"
-    newest.rename(tmp_path / "set_aside")
+    (tmp_path / "run" / "finished.json").unlink()
     return tmp_path
 
 

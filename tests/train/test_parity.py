@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import processes
-from tests.support import make_recipe, random_pairs, write_token_pairs
+from tests.support import make_recipe, random_pairs, write_probe, write_token_pairs
 from tests.weights.models import make_folder
 
 pytestmark = pytest.mark.timeout(900)  # one fixture trains everything
@@ -97,10 +97,19 @@ JOBS_TOGETHER = 8  # in one group of processes, which has 240 s, seconds for eac
 
 
 def train_all(folder: Path, jobs: dict[str, tuple[str, int, dict]]) -> dict[str, Path]:
-    """Trains label -> (model folder's name, processes, changed sections) and returns the run folders."""
+    """Trains label -> (model folder's name, processes, changed sections) and returns the run folders.
+
+    With validation on 5 pairs, an odd number for 2 or 4 ranks, and on a single text, which one rank has.
+    """
+    held_out = random_pairs(6, seed=1)
+    write_token_pairs(folder / "held_out.jsonl", held_out[:5])
+    write_probe(folder / "probe.jsonl", held_out[5:])
     groups: dict[int, list[str]] = {}
     for label, (model, num_processes, changes) in jobs.items():
         sections = {key: {**BASE.get(key, {}), **changes.get(key, {})} for key in BASE | changes}
+        sections["validation"] = {
+            "pairs": str(folder / "held_out.jsonl"), "probe": str(folder / "probe.jsonl"), "every_steps": 2
+        }  # fmt: skip
         run = str(folder / label / "run")
         recipe = make_recipe(folder, **sections, model={"hf": str(folder / model)}, output=run)
         (folder / f"{label}.yaml").write_text(recipe.dump())
@@ -146,6 +155,22 @@ def test_metrics_do_not_depend_on_the_split(runs, label):
     for row, want in zip(rows, expected, strict=True):
         # At step 1 policy and reference are the same, so rounding alone decides which of a pair's rewards is larger.
         for key in [key for key in COMPARED if (key, row["step"]) != ("reward_accuracy", 1)]:
+            assert row[key] == pytest.approx(want[key], abs=TOLERANCE, rel=TOLERANCE), (label, row["step"], key)
+
+
+def validations(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_validation_does_not_depend_on_the_split(runs, label):
+    expected, rows = validations(runs[base_of(label)]), validations(runs[label])
+    assert [row["step"] for row in rows] == [row["step"] for row in expected] == [0, 2, 3]
+    assert abs(expected[2]["probe_change"]) > 100 * TOLERANCE
+    for row, want in zip(rows, expected, strict=True):
+        assert row.keys() == want.keys()
+        # Before the first update rounding alone decides which of a pair's rewards is larger.
+        for key in [key for key in want if (key, row["step"]) != ("reward_accuracy", 0)]:
             assert row[key] == pytest.approx(want[key], abs=TOLERANCE, rel=TOLERANCE), (label, row["step"], key)
 
 

@@ -17,7 +17,7 @@ from tests.support import make_recipe, random_pairs, save_random_hf, write_token
 NUM_STEPS = 12
 
 
-def write_run(folder: Path, name: str) -> tuple[list[str], Path]:
+def write_run(folder: Path, name: str, **checkpoint) -> tuple[list[str], Path]:
     """The command of a run of 12 steps that saves every 3, and its run folder."""
     recipe = make_recipe(
         folder,
@@ -25,7 +25,7 @@ def write_run(folder: Path, name: str) -> tuple[list[str], Path]:
         objective={"name": "spot_bco", "beta": 0.5},
         train={"batch_pairs": 4, "epochs": 2},
         optim={"lr": 1e-3},
-        checkpoint={"every_steps": 3, "keep": 2},
+        checkpoint={"every_steps": 3, "keep": 2} | checkpoint,
         data={"order": "shuffled"},
     )
     (folder / f"{name}.yaml").write_text(recipe.dump())
@@ -82,9 +82,10 @@ def rows_even_if_half_written(run: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_stopped_by_a_signal(undisturbed):
+@pytest.mark.parametrize("checkpoint", [{"async": True}, {"every_steps": None}], ids=["async", "only then"])
+def test_stopped_by_a_signal(undisturbed, checkpoint):
     folder = undisturbed.parent
-    command, run = write_run(folder, "stopped")
+    command, run = write_run(folder, "stopped", **checkpoint)
     process = processes.start(command, folder / "stopped.txt")
     try:
         while not rows_even_if_half_written(run) and process.poll() is None:
@@ -97,6 +98,20 @@ def test_stopped_by_a_signal(undisturbed):
     assert not (run / "hf").exists()
     assert processes.run(command, folder / "stopped.txt") == 0, processes.output_of(folder / "stopped.txt")
     assert_same_end(run, undisturbed)
+
+
+def test_a_finished_run_is_not_trained_again(undisturbed):
+    command, run = write_run(undisturbed.parent, "undisturbed")
+    log, before = undisturbed.parent / "again.txt", stamps(run)
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step_00000006", "step_00000009"]
+    assert processes.run(command, log) == 0
+    assert "holds a finished run of this recipe: nothing is left to do" in processes.output_of(log)
+    assert {path: stamp for path, stamp in stamps(run).items() if "heartbeat" not in path.parts} == before
+
+
+def stamps(run: Path) -> dict[Path, int]:
+    files = (path for path in run.rglob("*") if path.is_file() and "heartbeat" not in path.parts)
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_another_recipe_is_refused_and_an_old_run_set_aside(undisturbed):

@@ -49,7 +49,13 @@ def runs(tmp_path_factory) -> dict[str, Path]:
                 "order": "file",
                 "pairs_per_microbatch": TRL["batch_pairs"] // case["accumulation"],
             },
-            objective={"name": objective, "beta": case["beta"], "shift": inclusive},
+            objective={
+                "name": objective,
+                "beta": case["beta"],
+                "shift": inclusive,
+                "sft_weight": case["sft_weight"],
+                "label_smoothing": case["label_smoothing"],
+            },
             train={"batch_pairs": TRL["batch_pairs"], "epochs": 1},
             optim={**TRL["optim"], "schedule": "constant", "warmup_fraction": 0.0},
         )

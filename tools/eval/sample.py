@@ -33,16 +33,22 @@ class Response:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str, enable_thinking: bool = False) -> list[int]:
-    """The serving prompt of one user turn, ending where the response begins; without thinking it holds the empty
+    """The serving prompt of one user turn; see `chat_prompt_ids`."""
+    return chat_prompt_ids(tokenizer, [{"role": "user", "content": question}], enable_thinking=enable_thinking)
+
+
+def chat_prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    tools: list[Any] | None = None,
+    **template: Any,
+) -> list[int]:
+    """The serving prompt of a conversation, ending where the response begins; without thinking it holds the empty
     think block, where the template knows one."""
-    messages = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
-    )
+    text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True, **template)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-@torch.inference_mode()
 def sample_responses(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -55,18 +61,29 @@ def sample_responses(
     The model's own sampling defaults (its generation config) are replaced by `decoding`; only its end tokens stay.
     """
     torch.manual_seed(seed)
-    end_ids = end_token_ids(model)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_ids[0]
-    model.generation_config = _generation_config(decoding, end_ids, pad_id)
     prompts = [prompt_ids(tokenizer, question, decoding.enable_thinking) for question in questions]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     responses: dict[int, Response] = {}
     for start in range(0, len(order), decoding.batch_size):
         chosen = order[start : start + decoding.batch_size]
-        batch = [prompts[index] for index in chosen]
-        for index, ids in zip(chosen, _generate(model, batch, pad_id), strict=True):
-            responses[index] = _response(tokenizer, ids, end_ids)
+        batch = sample_batch(model, tokenizer, [prompts[index] for index in chosen], decoding)
+        responses |= dict(zip(chosen, batch, strict=True))
     return [responses[index] for index in range(len(prompts))]
+
+
+@torch.inference_mode()
+def sample_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], decoding: Decoding
+) -> list[Response]:
+    """One response per prompt, all of them generated at once. A response ends at the model's context length at last."""
+    end_ids = end_token_ids(model)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_ids[0]
+    context = getattr(model.config, "max_position_embeddings", None)
+    limit = decoding.max_new_tokens
+    if context is not None:
+        limit = max(1, min(limit, context - max(map(len, prompts))))
+    model.generation_config = _generation_config(decoding, limit, end_ids, pad_id)
+    return [_response(tokenizer, ids, end_ids) for ids in _generate(model, prompts, pad_id)]
 
 
 def end_token_ids(model: PreTrainedModel) -> list[int]:
@@ -78,7 +95,7 @@ def end_token_ids(model: PreTrainedModel) -> list[int]:
     return list(end_ids) if isinstance(end_ids, (list, tuple)) else [end_ids]
 
 
-def _generation_config(decoding: Decoding, end_ids: list[int], pad_id: int) -> GenerationConfig:
+def _generation_config(decoding: Decoding, limit: int, end_ids: list[int], pad_id: int) -> GenerationConfig:
     if decoding.temperature > 0:
         sampling = {
             "do_sample": True,
@@ -88,12 +105,10 @@ def _generation_config(decoding: Decoding, end_ids: list[int], pad_id: int) -> G
         }
     else:
         sampling = {"do_sample": False}
-    return GenerationConfig(
-        max_new_tokens=decoding.max_new_tokens, eos_token_id=end_ids, pad_token_id=pad_id, **sampling
-    )
+    return GenerationConfig(max_new_tokens=limit, eos_token_id=end_ids, pad_token_id=pad_id, **sampling)
 
 
-def _generate(model: PreTrainedModel, prompts: list[list[int]], pad_id: int) -> list[list[int]]:
+def _generate(model: PreTrainedModel, prompts: Sequence[list[int]], pad_id: int) -> list[list[int]]:
     """New token ids per prompt, with whatever padding follows the end token."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)

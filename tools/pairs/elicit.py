@@ -1,26 +1,25 @@
 """Stage 1: sample the policy's own answers, grade them, and set its errors apart."""
 
-import asyncio
 import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import PairError
 from spot_megatron.files import FINISH_REASONS, AtomicWriter, Row, dump_line, write_text
+from tools.pairs.asking import ask_all
 from tools.pairs.batch import BatchClient
-from tools.pairs.client import CallFailed, ChatClient, Completion
-from tools.pairs.grade import CORRECT, GRADER_VERSION, NO_ANSWER, UNDECIDED, WRONG, Grader, Verdict
+from tools.pairs.client import ChatClient, Completion
+from tools.pairs.grade import CORRECT, NO_ANSWER, UNDECIDED, WRONG, Grader, Verdict
 from tools.pairs.journal import Fields, Journal, check_fields
-from tools.pairs.pool import FailureStreak, progress_bar, run_pool, token_rate
+from tools.pairs.pool import progress_bar
 from tools.pairs.questions import QuestionSet
 from tools.pairs.replies import CONTENT_FILTER
 from tools.pairs.sampling import Key, Sampling, Shard, error_id
-from tools.pairs.unusable import UNUSABLE, UnusableStreak, unusable_reply
+from tools.pairs.unusable import UNUSABLE, unusable_reply
 
 
 class Elicitation:
@@ -44,6 +43,7 @@ class Elicitation:
             0  # questions with several samples, and those whose samples are the same
         )
         self.num_correct = self.num_graded = self.num_outside_plan = 0
+        self.grader: Grader | None = None
         for offset, record in self.journal.records():
             self._note(offset, record)
 
@@ -77,55 +77,37 @@ class Elicitation:
         if "failed" in record:
             self.retry[key] = record["failed"] if record["permanent"] else ""
 
-    def _record(self, record: Row) -> None:
+    def record(self, record: Row) -> None:
         self._note(self.journal.append(record), record)
 
     async def run(self, client: ChatClient | BatchClient, grader: Grader, concurrency: int, max_failures: int) -> None:
         """Ask, grade and record everything that is pending."""
-        pending = list(self.pending())
-        total = len(self.questions) * self.samples
-        streak = FailureStreak(max_failures)
-        unusable = UnusableStreak(max_failures)
-        with (
-            progress_bar("elicit", total, total - len(pending), "sample") as bar,
-            ThreadPoolExecutor(grader.num_workers) as threads,
-        ):
+        pending, total = list(self.pending()), len(self.questions) * self.samples
+        bar = progress_bar("elicit", total, total - len(pending), "sample")
+        self.grader = grader
+        await ask_all(self, pending, client, concurrency, max_failures, grader.num_workers, bar)
 
-            async def ask(key: Key) -> None:
-                question, number = self.questions[key[0]], streak.begin()
-                record: Row = {"id": key[0], "sample": key[1], "question": question.question, "answer": question.answer}
-                record["prompt_hash"] = question.prompt_hash()
-                try:
-                    completion = await client.complete(self.sampling.request(question, key[1]))
-                except CallFailed as error:
-                    if error.reason == "interrupted":
-                        return  # still pending
-                    record |= {"failed": error.reason, "permanent": error.permanent, "detail": error.detail}
-                    is_known = error.permanent and self.retry.get(key) == error.reason and self.num_graded > 0
-                    self._record({**record, "calls": error.calls.num_calls})
-                    bar.update()
-                    if not is_known:  # a repeated refusal among answers does not stop the run
-                        streak.failed(number, str(error), error.permanent)
-                    return
-                streak.succeeded()
-                unfit = unusable_reply(completion, self.sampling.thinking)
-                if unfit is None:
-                    unusable.note_usable()  # before its grading, which may wait for a worker
-                arguments = (completion.text, question.answer, completion.finish_reason)
-                verdict = unfit or grader.grade_at_once(*arguments)
-                if verdict is None:
-                    verdict = await asyncio.get_running_loop().run_in_executor(threads, grader.grade, *arguments)
-                self._record(record | _answer_fields(completion, verdict))
-                bar.update()
-                if unfit:
-                    unusable.note(unfit.reason)
-                if self.num_graded % 100 == 0:
-                    shown = {"accuracy": f"{self.num_correct / self.num_graded:.1%}", **token_rate(bar, client.tokens)}
-                    bar.set_postfix({**shown, **client.faults}, refresh=False)
+    def request(self, key: Key) -> tuple[dict[str, Any], Row]:
+        question = self.questions[key[0]]
+        record: Row = {"id": key[0], "sample": key[1], "question": question.question, "answer": question.answer}
+        return self.sampling.request(question, key[1]), record | {"prompt_hash": question.prompt_hash()}
 
-            await run_pool(iter(pending), ask, concurrency, self.journal.sync, stop_retrying=client.stop_retrying)
-            streak.finish()
-            unusable.finish()
+    def unfit(self, completion: Completion) -> Verdict | None:
+        return unusable_reply(completion, self.sampling.thinking)
+
+    def grade(self, key: Key, completion: Completion, at_once: bool) -> Verdict | None:
+        assert self.grader is not None
+        grade = self.grader.grade_at_once if at_once else self.grader.grade
+        return grade(completion.text, self.questions[key[0]].answer, completion.finish_reason)
+
+    def is_known_refusal(self, key: Key, reason: str) -> bool:
+        return self.retry.get(key) == reason and self.num_graded > 0
+
+    def sync(self) -> None:
+        self.journal.sync()
+
+    def progress(self) -> dict[str, str]:
+        return {} if self.num_graded % 100 else {"accuracy": f"{self.num_correct / max(self.num_graded, 1):.1%}"}
 
     def write_outputs(self, errors_include: Sequence[str]) -> dict[str, Any]:
         """Sort the journal into correct.jsonl, errors.jsonl, undecided.jsonl and excluded.jsonl (a shard: only count).
@@ -229,25 +211,6 @@ _OUTPUTS = ("correct", "errors", "undecided", "excluded")
 JOURNAL = "responses.jsonl"
 OUTPUT_FILES = (*(f"{name}.jsonl" for name in _OUTPUTS), JOURNAL, "summary.json")
 _GRADED = ("no_box", "unclosed_box", "empty_box", "unfinished_thinking", "cut_off", "unknown_finish")
-
-
-def _answer_fields(completion: Completion, verdict: Verdict) -> Row:
-    """The fields of an answer's record besides its key."""
-    token_ids = {} if completion.token_ids is None else {"token_ids": completion.token_ids}
-    return {
-        "response": completion.text,
-        "finish_reason": completion.finish_reason,
-        **token_ids,
-        "verdict": verdict.verdict,
-        "extracted": verdict.extracted,
-        "reason": verdict.reason,
-        "grader": GRADER_VERSION,
-        "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.completion_tokens,
-        "endpoint": completion.endpoint,
-        "calls": completion.calls.num_calls,
-        "seconds": round(completion.seconds, 3),
-    }
 
 
 def _is_answer(record: Row) -> bool:

@@ -26,3 +26,8 @@ def load_model(model: Path, adapter: Path | None) -> torch.nn.Module:
     """The model of a folder; with a PEFT folder, the one whose adapters alone are trained."""
     loaded = Qwen3ForCausalLM.from_pretrained(model)
     return loaded if adapter is None else PeftModel.from_pretrained(loaded, adapter, is_trainable=True)
+
+
+def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Parameters that have gradients, by their names in a Hugging Face or PEFT folder."""
+    return {name.replace(".default.", "."): p for name, p in model.named_parameters() if p.requires_grad}

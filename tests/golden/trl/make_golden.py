@@ -1,6 +1,6 @@
 """Runs TRL 0.20.0's own DPOTrainer on the inputs of make_inputs.py and writes golden.json.
 
-With --lora it trains adapters and writes golden_lora.json. See README.md.
+With --lora: adapters, golden_lora.json. See README.md.
 
 TRL computes everything. RecordingTrainer only hands it token ids in file order and listens; afterwards every recorded
 micro-batch is held against the formula in `plain_losses`, so that a misreading of TRL fails here.
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from make_adapter import load_model, write_adapter
+from make_adapter import load_model, trained, write_adapter
 from make_inputs import write_inputs
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -46,6 +46,8 @@ class Case:
     model: str = "untied"
     accumulation: int = 1
     adapter: str | None = None  # PEFT folder whose adapters alone are trained
+    label_smoothing: float = 0.0
+    sft_weight: float = 0.0  # TRL's rpo_alpha, a mean over a micro-batch's tokens, ours over pairs: accumulate
 
 
 CASES = [
@@ -55,6 +57,9 @@ CASES = [
     Case("bce", "bce", beta=0.5),
     Case("dpo", "dpo", beta=0.1),
     Case("dpo_small_beta", "dpo", beta=0.03),  # gradient norms on both sides of the clip
+    Case("dpo_smooth", "dpo", beta=0.1, label_smoothing=0.1),
+    Case("dpo_sft", "dpo", beta=0.1, accumulation=4, label_smoothing=0.05, sft_weight=0.5),
+    Case("bce_sft", "bce", beta=0.5, accumulation=4, sft_weight=0.2),
 ]
 LORA_CASES = [
     Case("lora_bco", "bco", beta=0.5, adapter="adapter"),
@@ -94,8 +99,10 @@ class RecordingTrainer(DPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logps = (chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
         losses, chosen, rejected = super().dpo_loss(*logps, loss_type, model_output)
+        nll = float(model_output["nll_loss"]) if self.args.rpo_alpha is not None else 0.0
         record = {
             "losses": losses.tolist(),
+            "sft": (self.args.rpo_alpha or 0.0) * nll,  # TRL adds it to the losses after this method
             "rewards_chosen": chosen.tolist(),
             "rewards_rejected": rejected.tolist(),
             "delta": float(self.running.mean) if loss_type == "bco_pair" else None,
@@ -121,11 +128,12 @@ def plain_losses(case: Case, logps: torch.Tensor, means: list[float]) -> tuple[t
         losses [B] and the delta used
     """
     chosen, rejected = case.beta * (logps[:2] - logps[2:])
+    softplus = torch.nn.functional.softplus
     if case.objective == "dpo":
-        return torch.nn.functional.softplus(rejected - chosen), None
+        smoothing = case.label_smoothing
+        return (1 - smoothing) * softplus(rejected - chosen) + smoothing * softplus(chosen - rejected), None
     means.append(torch.cat([chosen, rejected]).mean().item())
     delta = sum(means) / len(means) if case.objective == "bco" else 0.0
-    softplus = torch.nn.functional.softplus
     return softplus(delta - chosen) + softplus(rejected - delta), delta
 
 
@@ -136,6 +144,8 @@ def build_trainer(case: Case, folder: Path, pairs: list[dict[str, Any]], scratch
         output_dir=scratch,
         loss_type="sigmoid" if case.objective == "dpo" else "bco_pair",
         beta=case.beta,
+        label_smoothing=case.label_smoothing,
+        rpo_alpha=case.sft_weight or None,
         per_device_train_batch_size=BATCH_PAIRS // case.accumulation,
         gradient_accumulation_steps=case.accumulation,
         max_steps=NUM_STEPS,
@@ -183,7 +193,7 @@ def step_records(case: Case, trainer: RecordingTrainer) -> list[dict[str, Any]]:
     records = []
     for i, logged in enumerate(trainer.steps):
         parts = trainer.micro_batches[i * case.accumulation : (i + 1) * case.accumulation]
-        losses = [loss for part in parts for loss in part["losses"]]
+        losses = [loss + part["sft"] for part in parts for loss in part["losses"]]
         loss = sum(losses) / len(losses)
         assert len(losses) == BATCH_PAIRS
         assert abs(loss - logged["loss"]) < 1e-4, "transformers logs the same loss, to four digits"
@@ -214,11 +224,6 @@ def weight_records(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> d
         change = (flat - before[name].double().flatten()).norm()
         records[name] = {"norm": flat.norm().item(), "change": change.item(), "samples": samples.tolist()}
     return records
-
-
-def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Parameters that have gradients, by their names in a Hugging Face or PEFT folder."""
-    return {name.replace(".default.", "."): p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def run_case(case: Case, folder: Path, pairs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -298,8 +303,8 @@ def main() -> None:
         for pair_id, sums in result["reference"].items():  # another micro-batch size may move the last bits
             torch.testing.assert_close(torch.tensor(sums), torch.tensor(first[pair_id]), rtol=1e-6, atol=0)
         assert golden["decayed_weights"].setdefault(case.model, result["decayed"]) == result["decayed"]
-    output = arguments.output or HERE / ("golden_lora.json" if arguments.lora else "golden.json")
-    output.write_text(to_json(rounded(golden)) + "\n")
+    name = "golden_lora.json" if arguments.lora else "golden.json"
+    (arguments.output or HERE / name).write_text(to_json(rounded(golden)) + "\n")
 
 
 if __name__ == "__main__":
