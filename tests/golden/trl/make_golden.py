@@ -282,7 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", action="store_true", help="make the models and pairs again first")
     parser.add_argument("--lora", action="store_true", help="the cases with adapters, into golden_lora.json")
-    parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     if arguments.inputs:
         write_inputs(HERE)
@@ -303,8 +303,7 @@ def main() -> None:
         for pair_id, sums in result["reference"].items():  # another micro-batch size may move the last bits
             torch.testing.assert_close(torch.tensor(sums), torch.tensor(first[pair_id]), rtol=1e-6, atol=0)
         assert golden["decayed_weights"].setdefault(case.model, result["decayed"]) == result["decayed"]
-    name = "golden_lora.json" if arguments.lora else "golden.json"
-    (arguments.output or HERE / name).write_text(to_json(rounded(golden)) + "\n")
+    (arguments.output or HERE / f"golden{'_lora' * arguments.lora}.json").write_text(to_json(rounded(golden)) + "\n")
 
 
 if __name__ == "__main__":
