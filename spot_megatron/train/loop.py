@@ -69,9 +69,9 @@ def work(job: Setup) -> int:
     stopped = train(job, policy, shift, reference, validation)
     if stopped:
         return EXIT_STOPPED
-    policy.gather_weights()
     if recipe.export.hf or recipe.export.adapter:
         job.heartbeat.beat(job.sampler.num_steps, "exporting")
+        policy.gather_weights()
         validation.load_best(policy)
         export(job, policy, reference)
     if topology.is_main:

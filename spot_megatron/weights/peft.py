@@ -148,7 +148,7 @@ def export_adapter(
     partial = partial_folder(destination)
     if dist.get_rank() == 0:
         join_shards(partial, WEIGHTS, wanted)
-        write_json(partial / CONFIG, _config(lora, model))
+        write_json(partial / CONFIG, adapter_config(lora, model))
     save_checksums(partial)
     if dist.get_rank() == 0:
         publish(destination)
@@ -170,7 +170,8 @@ def _shares(chunks: Sequence[PairGPT]) -> list[Share]:
     return shares
 
 
-def _config(lora: Lora, model: str) -> dict[str, Any]:
+def adapter_config(lora: Lora, model: str) -> dict[str, Any]:
+    """The content of adapter_config.json. `model`: folder or hub id of the model that the adapters belong to."""
     alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
     return {
         "base_model_name_or_path": model,

@@ -35,6 +35,9 @@ TABLE = "tests/tools/pairs/test_grading_table.py::test_the_table"
 GRADE = "tests/tools/pairs/test_grade.py::test_whole_responses"
 FILES = "tests/tools/pairs/test_files.py"
 CHECKPOINT = "tests/train/test_checkpoint.py"
+LORA = "tests/model/test_lora.py"
+LORA_SPLITS = "tests/train/test_lora_parity.py::test_nothing_depends_on_the_split"
+LORA_RUN = "tests/train/test_lora.py"
 
 _O, _T, _D, _M = "spot_megatron/objective/", "spot_megatron/train/", "spot_megatron/data/", "spot_megatron/model/"
 
@@ -67,6 +70,18 @@ MUTANTS = [
     Mutant("scaling", f"{_T}optim.py", ".double().square().sum()", ".double().sum()", "split dp2"),
     Mutant("scaling", f"{_T}optim.py", 'self.weight_decay * group["wd_mult"]', "self.weight_decay", "tests/train/test_optim.py"),
     Mutant("scaling", f"{_T}optim.py", "return optim.lr * (step + 1) / warmup", "return optim.lr * step / warmup", "tests/train/test_optim.py"),
+    # adapters
+    Mutant("lora", "spot_megatron/model/lora.py", "* self.scale\n        hidden_of", "\n        hidden_of", LORA),
+    Mutant("lora", "spot_megatron/model/lora.py", "part.unflatten(-1, (num_groups, -1))", "part.unflatten(-1, (1, -1))", LORA),
+    Mutant("lora", "spot_megatron/model/lora.py", "        result, x = result\n", "        result, _ = result\n", LORA),
+    Mutant("lora", "spot_megatron/model/lora.py", "return tensor_parallel.copy_to_tensor_model_parallel_region(hidden)", "return hidden", LORA_SPLITS),
+    Mutant("lora", "spot_megatron/model/lora.py", '{"sequence_parallel": self.layout.gathers}', "{}", LORA_SPLITS),
+    Mutant("lora", "spot_megatron/model/lora.py", "return tensor_parallel.copy_to_tensor_model_parallel_region(parameter, group=layout.ranks)", "return parameter", LORA_SPLITS),
+    Mutant("lora", "spot_megatron/model/lora.py", 'marks["shared"] = True', 'marks["shared"] = False', LORA_SPLITS),
+    Mutant("lora", "spot_megatron/model/lora.py", "tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, split_dim, 1)", "pass", LORA_SPLITS),
+    Mutant("lora", "spot_megatron/model/gpt.py", "embedded.requires_grad_() if torch.is_grad_enabled() else embedded", "embedded", LORA_SPLITS),
+    Mutant("lora", "spot_megatron/weights/export.py", "torch.where(delta == 0, weight.float(), weight.float() + delta)", "weight.float() + delta", LORA_RUN),
+    Mutant("lora", "spot_megatron/train/checkpoint.py", 'part["lora"] = _lora_part(dump["lora"])', 'part["lora"] = _lora_part(None)', LORA_RUN),
     # masks and attention
     Mutant("mask", f"{_M}attention/cpu.py", "attend(main, main, causal=True)", "attend(main, main, causal=False)", ATTENTION),
     Mutant("mask", f"{_M}attention/cpu.py", "attend(suffix, prefix, causal=False)\n                share", "attend(suffix, suffix, causal=False)\n                share", ATTENTION),

@@ -82,7 +82,7 @@ def test_peft_and_the_merged_model_agree(folder, name):
 def test_a_checkpoint_holds_adapters_only(folder, name):
     run = folder / f"{name}_run"
     shapes = adapter_shapes(Lora(**LORA), read_hf_config(folder / name))
-    checkpoint = run / "checkpoints" / "step_00000004"
+    checkpoint = run / "checkpoints" / "step_00000002"
     stored = FileSystemReader(checkpoint / "model").read_metadata().state_dict_metadata
     tensors = {f"base_model.model.{key}.weight": tuple(item.size) for key, item in stored.items() if "lora" in key}
     assert tensors == shapes
@@ -125,13 +125,32 @@ def test_merging_adapters_that_add_nothing_keeps_every_bit(folder, tmp_path):
     assert all(same_bits(before.read(name), after.read(name)) for name in before.names())
 
 
+def test_a_checkpoint_is_converted_to_the_folder_that_the_run_exports(folder, tmp_path, capsys):
+    from tools.convert.__main__ import main as convert
+
+    moe = {"hf": str(folder / "moe")}
+    assert main([str(write_run(folder, "not_exported", model=moe, export={"hf": False}))]) == 0
+    capsys.readouterr()
+    checkpoint = folder / "not_exported" / "checkpoints" / "step_00000004"
+    assert convert(["export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "adapter")]) == 0
+    assert "128 tensors" in capsys.readouterr().out
+    for name in (CONFIG, WEIGHTS):
+        ours, theirs = tmp_path / "adapter" / name, folder / "moe_run" / "adapter" / name
+        if name == CONFIG:
+            assert json.loads(ours.read_text()) == json.loads(theirs.read_text())
+        else:
+            left, right = load_file(ours), load_file(theirs)
+            assert left.keys() == right.keys()
+            assert all(same_bits(left[key], right[key]) for key in right)
+
+
 @pytest.fixture
 def interrupted(folder, tmp_path) -> Path:
     """The dense run as it was after step 2."""
     for name in ("dense", "pairs.jsonl"):
         (tmp_path / name).symlink_to(folder / name)
     shutil.copytree(folder / "dense_run", tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000004")
+    (tmp_path / "run" / "finished.json").unlink()
     state = tmp_path / "run" / "checkpoints" / "step_00000002" / "state.json"
     assert json.loads(state.read_text())["step"] == 2
     return tmp_path

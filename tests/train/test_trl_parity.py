@@ -1,4 +1,7 @@
-"""Ten steps follow TRL 0.20.0's own DPOTrainer. The golden file, and how it was made: tests/golden/trl/README.md."""
+"""Ten steps follow TRL 0.20.0's own DPOTrainer, with adapters its DPOTrainer on PEFT's model.
+
+The golden files, and how they were made: tests/golden/trl/README.md.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,17 @@ from tests.support import make_recipe
 
 GOLDEN = processes.ROOT / "tests/golden/trl"
 TRL = json.loads((GOLDEN / "golden.json").read_text())
-CASES = {case["name"]: case for case in TRL["cases"]}
+LORA = json.loads((GOLDEN / "golden_lora.json").read_text())
+CASES = {case["name"]: case for golden in (TRL, LORA) for case in golden["cases"]}
 OURS = {"bco": "spot_bco", "bce": "spot_bce", "dpo": "dpo"}
+
+
+def adapters_of(case: dict) -> dict:
+    """The recipe's section for a case: no adapters, or those of its PEFT folder."""
+    if case.get("adapter") is None:
+        return {}
+    config = json.loads((GOLDEN / case["adapter"] / "adapter_config.json").read_text())
+    return {"rank": config["r"], "alpha": config["lora_alpha"], "adapter": str(GOLDEN / case["adapter"])}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +40,8 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         inclusive = {"kind": "cumulative_inclusive"} if objective == "spot_bco" else {"kind": "none"}
         recipe = make_recipe(
             folder,
+            lora=adapters_of(case),
+            export={"adapter": case.get("adapter") is not None},
             output=str(folder / name),
             model={"hf": str(GOLDEN / case["model"])},
             data={
@@ -72,7 +86,9 @@ def test_steps(runs, name):
 @pytest.mark.parametrize("name", CASES)
 def test_final_weights(runs, name):
     """A wrong weight-decay group moves a weight's norm by 1e-4, and the rewards hardly at all."""
-    exported = HFFolder(runs[name] / "hf")
+    is_lora = bool(adapters_of(CASES[name]))
+    exported = HFFolder(runs[name] / ("adapter" if is_lora else "hf"))
+    assert not is_lora or exported.names() == sorted(CASES[name]["final_weights"])
     for tensor_name, want in CASES[name]["final_weights"].items():
         tensor = exported.read(tensor_name).double()
         assert tensor.norm().item() == pytest.approx(want["norm"], rel=1e-6), tensor_name
@@ -83,7 +99,7 @@ def test_final_weights(runs, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_reference_pass(runs, name):
-    want = TRL["reference"][CASES[name]["model"]]
+    want = (LORA if adapters_of(CASES[name]) else TRL)["reference"][CASES[name]["model"]]
     rows = [json.loads(line) for line in (runs[name] / "reference.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == list(want)
     for row in rows:

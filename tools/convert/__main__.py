@@ -5,10 +5,10 @@
     python -m tools.convert verify --a DIR --b DIR [--logits PROMPTS.jsonl]
 
 Several processes copy the files in small batches, so memory does not grow with the model. Run the same command again to
-resume a conversion that was killed. Checkpoints of a run can be exported as well. If the folder to read has SHA256SUMS,
-it is verified first. `verify` prints each tensor that differs, the largest difference of each layer and the first layer
-that differs, and then exits with 1. With --logits it compares the hidden states and logits of transformers on A with
-those of Megatron on B, which may be a Megatron checkpoint.
+resume a conversion that was killed. Checkpoints of a run can be exported as well, those of a LoRA run as a PEFT folder.
+If the folder to read has SHA256SUMS, it is verified first. `verify` prints each tensor that differs, the largest
+difference of each layer and the first layer that differs, and then exits with 1. With --logits it compares the hidden
+states and logits of transformers on A with those of Megatron on B, which may be a Megatron checkpoint.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from spot_megatron.errors import RecipeError, UserError, print_error
 from spot_megatron.hf.hub import resolve_model
+from tools.convert.adapters import export_adapters, is_of_adapters
 from tools.convert.convert import MODEL_FOLDER, export_checkpoint, import_folder
 
 TOLERANCES = {"cpu": 1e-5, "cuda": 2e-3}  # GPUs may multiply fp32 in TF32, which has 10 bits
@@ -47,7 +48,10 @@ def _run(options: argparse.Namespace) -> int:
         num_tensors = import_folder(source, options.output, options.workers)
     else:
         source = options.checkpoint
-        num_tensors = export_checkpoint(source, options.output, options.shard_gb, options.workers)
+        if is_of_adapters(source):
+            num_tensors = export_adapters(source, options.output)
+        else:
+            num_tensors = export_checkpoint(source, options.output, options.shard_gb, options.workers)
     print(f"{source} -> {options.output}: {num_tensors} tensors")
     return 0
 

@@ -1,4 +1,6 @@
-"""Runs TRL 0.20.0's own DPOTrainer on the inputs of make_inputs.py and writes golden.json. See README.md.
+"""Runs TRL 0.20.0's own DPOTrainer on the inputs of make_inputs.py and writes golden.json.
+
+With --lora: adapters, golden_lora.json. See README.md.
 
 TRL computes everything. RecordingTrainer only hands it token ids in file order and listens; afterwards every recorded
 micro-batch is held against the formula in `plain_losses`, so that a misreading of TRL fails here.
@@ -16,11 +18,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from make_adapter import load_model, trained, write_adapter
 from make_inputs import write_inputs
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import RunningMoments
 
@@ -30,7 +33,7 @@ NUM_STEPS = 10
 LR = 1e-3
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.01, 1.0
 NUM_SAMPLES = 16  # elements kept of every final weight
-PACKAGES = ["trl", "transformers", "torch", "accelerate", "datasets", "safetensors", "tokenizers"]
+PACKAGES = ["trl", "transformers", "torch", "accelerate", "datasets", "safetensors", "tokenizers", "peft"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,9 @@ class Case:
     beta: float
     model: str = "untied"
     accumulation: int = 1
+    adapter: str | None = None  # PEFT folder whose adapters alone are trained
     label_smoothing: float = 0.0
-    sft_weight: float = (
-        0.0  # TRL's rpo_alpha. Its NLL is a mean over a micro-batch's tokens, ours over pairs: accumulate
-    )
+    sft_weight: float = 0.0  # TRL's rpo_alpha, a mean over a micro-batch's tokens, ours over pairs: accumulate
 
 
 CASES = [
@@ -58,6 +60,10 @@ CASES = [
     Case("dpo_smooth", "dpo", beta=0.1, label_smoothing=0.1),
     Case("dpo_sft", "dpo", beta=0.1, accumulation=4, label_smoothing=0.05, sft_weight=0.5),
     Case("bce_sft", "bce", beta=0.5, accumulation=4, sft_weight=0.2),
+]
+LORA_CASES = [
+    Case("lora_bco", "bco", beta=0.5, adapter="adapter"),
+    Case("lora_dpo", "dpo", beta=0.1, adapter="adapter"),
 ]
 
 
@@ -161,7 +167,7 @@ def build_trainer(case: Case, folder: Path, pairs: list[dict[str, Any]], scratch
         disable_tqdm=True,
     )
     trainer = RecordingTrainer(
-        model=Qwen3ForCausalLM.from_pretrained(folder / case.model),
+        model=load_model(folder / case.model, folder / case.adapter if case.adapter else None),
         args=args,
         train_dataset=dataset,
         # never called: the trainer wants one to exist
@@ -212,7 +218,7 @@ def step_records(case: Case, trainer: RecordingTrainer) -> list[dict[str, Any]]:
 def weight_records(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Per tensor: norm after training, norm of its change, and NUM_SAMPLES elements evenly spaced in its flat order."""
     records = {}
-    for name, weight in model.named_parameters():
+    for name, weight in trained(model).items():
         flat = weight.detach().double().flatten()
         samples = flat[:: flat.numel() // NUM_SAMPLES][:NUM_SAMPLES]
         change = (flat - before[name].double().flatten()).norm()
@@ -229,11 +235,11 @@ def run_case(case: Case, folder: Path, pairs: list[dict[str, Any]]) -> dict[str,
     """
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(case, folder, pairs, scratch)
-        before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+        before = {name: weight.detach().clone() for name, weight in trained(trainer.model).items()}
         trainer.train()
     assert len(trainer.steps) == NUM_STEPS
     check_micro_batches(case, trainer.micro_batches)
-    names = {id(weight): name for name, weight in trainer.model.named_parameters()}
+    names = {id(weight): name for name, weight in trained(trainer.model).items()}
     groups = {group["weight_decay"]: group["params"] for group in trainer.optimizer.param_groups}
     assert set(groups) == {WEIGHT_DECAY, 0.0}
     data = trainer.train_dataset
@@ -275,10 +281,12 @@ def to_json(value: Any, indent: str = "") -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", action="store_true", help="make the models and pairs again first")
-    parser.add_argument("--output", type=Path, default=HERE / "golden.json")
+    parser.add_argument("--lora", action="store_true", help="the cases with adapters, into golden_lora.json")
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     if arguments.inputs:
         write_inputs(HERE)
+        write_adapter(HERE)
     pairs = [json.loads(line) for line in (HERE / "pairs.jsonl").read_text().splitlines()]
     golden: dict[str, Any] = {
         "versions": {name: version(name) for name in PACKAGES},
@@ -288,14 +296,14 @@ def main() -> None:
         "reference": {},
         "cases": [],
     }
-    for case in CASES:
+    for case in LORA_CASES if arguments.lora else CASES:
         result = run_case(case, HERE, pairs)
         golden["cases"].append(result["case"])
         first = golden["reference"].setdefault(case.model, result["reference"])
         for pair_id, sums in result["reference"].items():  # another micro-batch size may move the last bits
             torch.testing.assert_close(torch.tensor(sums), torch.tensor(first[pair_id]), rtol=1e-6, atol=0)
         assert golden["decayed_weights"].setdefault(case.model, result["decayed"]) == result["decayed"]
-    arguments.output.write_text(to_json(rounded(golden)) + "\n")
+    (arguments.output or HERE / f"golden{'_lora' * arguments.lora}.json").write_text(to_json(rounded(golden)) + "\n")
 
 
 if __name__ == "__main__":
