@@ -248,7 +248,7 @@ def test_a_server_that_is_down_is_a_failure_with_a_remedy(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--benchmark", "aime=f"), "'aime' is unknown; did you mean aime24?"),
+        (("--benchmark", "math50=f"), "'math50' is unknown; did you mean math500? Known: aime24"),
         (("--benchmark", "aime24"), "write NAME=FILE"),
         (("--benchmark", "aime24=none.jsonl"), "none.jsonl: cannot be read"),
         (("--benchmark", "questions=x"), "questions is given twice"),
