@@ -220,7 +220,7 @@ def test_a_server_is_asked_as_in_the_data_half(tmp_path, capsys):
     """Own-made rows of two benchmarks; a tenth of the calls fail; the closing instruction is elicitation's."""
     (tmp_path / "aime.jsonl").write_text('{"ID": "2024-I-1", "Problem": "4*2, 7*9", "Answer": 204}\n')
     questions_file(tmp_path / "q.jsonl", "products", count=10)
-    with oracle_server("--fault-rate", "0.1", "--wrong-rate", "0.3") as url:
+    with oracle_server("--fault-rate", "0.1", "--fixed-answer", r"so it is \boxed{204}.") as url:
         flags = ["--model", "oracle", "--base-url", url, "--benchmark", f"aime24={tmp_path / 'aime.jsonl'}", "--json"]
         flags += ["--backoff-seconds", "0.01", "--concurrency", "8"]
         code = main(command(tmp_path, *flags))
@@ -228,7 +228,7 @@ def test_a_server_is_asked_as_in_the_data_half(tmp_path, capsys):
     assert code == 0
     asked = printed["model"]["benchmarks"]
     assert (asked["aime24"]["repeats"], asked["aime24"]["answered"]) == (16, 16)
-    assert 0 < asked["questions"]["accuracy"] < 1
+    assert (asked["aime24"]["accuracy"], asked["questions"]["accuracy"]) == (1, 0)
     assert printed["model"]["usage"]["http_calls"] > 26
     plan = make_plan(parser().parse_args([*command(tmp_path), *flags]))
     suffixes = {
@@ -248,7 +248,7 @@ def test_a_server_that_is_down_is_a_failure_with_a_remedy(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--benchmark", "aime=f"), "'aime' is unknown; did you mean aime24?"),
+        (("--benchmark", "math50=f"), "'math50' is unknown; did you mean math500? Known: aime24"),
         (("--benchmark", "aime24"), "write NAME=FILE"),
         (("--benchmark", "aime24=none.jsonl"), "none.jsonl: cannot be read"),
         (("--benchmark", "questions=x"), "questions is given twice"),

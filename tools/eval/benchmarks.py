@@ -92,7 +92,6 @@ PAPER_ROWS = {
 def find_benchmark(name: str) -> Benchmark:
     """The benchmark of this name. Raises PairError that lists the known ones."""
     if name not in BENCHMARKS:
-        raise PairError(
-            f"--benchmark {name!r} is unknown{did_you_mean(name, BENCHMARKS)}. Known: {', '.join(BENCHMARKS)}."
-        )
+        hint = did_you_mean(name, BENCHMARKS) or "."
+        raise PairError(f"--benchmark {name!r} is unknown{hint} Known: {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name]
