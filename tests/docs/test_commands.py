@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from spot_megatron.data.records import read_pairs
+from spot_megatron.data.records import read_pairs, read_probe
 from spot_megatron.recipe import load_recipe
 from tests.docs.documents import DOCUMENTS, Command, all_commands, blocks, name_of
 from tests.processes import ROOT
@@ -177,6 +177,8 @@ def test_examples_of_data_and_code_can_be_read(path: Path, tmp_path):
             assert read_pairs([tmp_path / "rows.jsonl"])
         elif "question" in rows[0]:
             assert read_questions(tmp_path / "rows.jsonl").questions
+        elif "response" in rows[0]:
+            assert read_probe(tmp_path / "rows.jsonl")
         else:
             raise AssertionError(f"{path}: which program reads {rows[0]}?")
     for text in blocks(path, "yaml"):
