@@ -269,3 +269,22 @@ def test_the_recipe_s_keys_are_flags():
     assert set(keys) <= set(flags)
     for name in ("temperature", "top_p", "top_k", "batch_size"):
         assert flags[name] == keys[name]
+
+
+def test_the_page_and_the_table_show_what_flipped(tmp_path, capsys):
+    """The base is sampled at another temperature by hand: its journal is rewritten with wrong answers."""
+    questions_file(tmp_path / "q.jsonl", "est", count=4)
+    assert main(command(tmp_path, output="base")) == 0
+    journal = tmp_path / "base/responses.jsonl"
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    for row in rows[:3]:
+        row |= {"verdict": "wrong", "response": "a wrong <b>answer</b>"}
+    lines = ({key: value for key, value in row.items() if key != "crc32"} for row in rows)
+    journal.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    capsys.readouterr()
+    assert main(command(tmp_path, "--base-evaluation", str(tmp_path / "base"))) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("est"))
+    assert "(1/4)" in line and "(4/4)" in line and "+75.0" in line
+    page = (tmp_path / "out/evaluation.html").read_text()
+    assert "3 questions that the trained model answers and the base does not" in page
+    assert page.count("a wrong &lt;b&gt;answer&lt;/b&gt;") == 3

@@ -61,7 +61,7 @@ def test_a_margin_lost_by_rounding_is_a_warning(folder, capsys):
     before, after = found["trained"]["reward_margin"], found["exported"]["reward_margin"]
     assert 0 < after < 0.9 * before
     assert after == pytest.approx(margin_by_transformers(folder), abs=1e-4)
-    assert "WARNING export_rounding: the export lost" in capsys.readouterr().out
+    assert "WARNING export_rounding: rounding to the export's data type has lost" in capsys.readouterr().out
     (check,) = (check for check in checks(read_run(folder / "run")) if "exported folder" in check.text)
     assert check.level == "warn"
 
