@@ -38,6 +38,7 @@ from spot_megatron.recipe import Recipe
 from spot_megatron.train.background import BackgroundWrite
 from spot_megatron.train.optim import Policy
 from spot_megatron.train.optimizer_state import load_optimizer, save_optimizer
+from spot_megatron.weights import peft
 from spot_megatron.weights.checkpoint import check_checksums, load_model, one_line, save_checksums, save_model
 
 # Sections and keys whose change would make the rest of a run another run.
@@ -131,14 +132,23 @@ def _not_written(folder: Path, error: BaseException) -> CheckpointError:
     )
 
 
-def finished_state(run: Path) -> dict[str, Any] | None:
-    """The finished.json of a run folder; None without one, or if its export is missing or is another one."""
+def finished_state(run: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """The finished.json of a run folder; None without one, or if `recipe` wants other results than those it names, or
+    if one of them is missing or is another one."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         state: dict[str, Any] = json.loads((run / FINISHED).read_text(encoding="utf-8"))
-        is_exported = state["export"] is None or file_sha256(run / "hf" / CHECKSUMS) == state["export"]
-        if is_exported and {"step", "recipe"} <= state.keys():
+        if {"step", "recipe"} <= state.keys() and state["results"] == _results(run, recipe):
             return state
     return None
+
+
+def _results(run: Path, recipe: Recipe) -> dict[str, Any]:
+    """The keys that a finished run's results depend on besides its identity, and digests of these results."""
+    dump = recipe.model_dump(mode="json")
+    dump["export"].pop("push_to_hub")  # push.py keeps a record of its own
+    files = [run / "hf" / CHECKSUMS] * recipe.export.hf + [run / "adapter" / peft.WEIGHTS] * recipe.export.adapter
+    digests = [file_sha256(file) for file in files]
+    return {"export": dump["export"], "validation": dump["validation"], "digests": digests}
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -266,11 +276,11 @@ class Checkpoints:
         for old in set(every) - kept:
             shutil.rmtree(old)
 
-    def mark_finished(self, step: int, export: Path | None) -> None:
-        """Records that the run is complete, with the digest of its export's SHA256SUMS. Rank 0 only."""
+    def mark_finished(self, step: int, recipe: Recipe) -> None:
+        """Records that the run is complete, and its results. Rank 0 only."""
+        run = self.folder.parent
         state = {"step": step, "started": self.started.isoformat(), "recipe": self.identity}
-        digest = file_sha256(export / CHECKSUMS) if export else None
-        write_json(self.folder.parent / FINISHED, state | {"export": digest})
+        write_json(run / FINISHED, state | {"results": _results(run, recipe)})
 
     def resume(self, policy: Policy, shift: RewardShift) -> int:
         """Restores weights, optimizer and reward shift from the checkpoint found. Returns the number of updates done.

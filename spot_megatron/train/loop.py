@@ -76,7 +76,7 @@ def work(job: Setup) -> int:
         export(job, policy, reference)
     if topology.is_main:
         write_report(job.folder)
-        job.checkpoints.mark_finished(job.sampler.num_steps, job.folder / "hf" if recipe.export.hf else None)
+        job.checkpoints.mark_finished(job.sampler.num_steps, recipe)
     publish(job)
     return 0
 

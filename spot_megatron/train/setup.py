@@ -82,7 +82,7 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
     weights = HFFolder(hf_folder)
     output = Path(recipe.output)
     resume = recipe.checkpoint.resume
-    finished = from_main(lambda: finished_state(output) if resume == "auto" else None, topology)
+    finished = from_main(lambda: finished_state(output, recipe) if resume == "auto" else None, topology)
     found = find_intact(output / "checkpoints") if resume == "auto" and not finished else Found()
     started: datetime = from_main(lambda: first_date(output, finished or found.state, resume), topology)
     data = read_data(recipe, hf_folder, hf, topology, started)
@@ -113,7 +113,7 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
         return replace(job, finished=True)
     folder = prepare_folder(recipe, topology, started)
     if topology.is_main:
-        (folder / FINISHED).unlink(missing_ok=True)  # its export is gone
+        (folder / FINISHED).unlink(missing_ok=True)  # of other results, or they are gone
         write_json(folder / "dropped.json", data.training.dropped)
         for damaged, reason in found.damaged.items():
             say(topology, f"WARNING: {reason}. Renamed to {set_aside(damaged)}; continuing from {found.newest}")

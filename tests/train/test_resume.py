@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from spot_megatron.hf.folder import HFFolder, same_bits
+from spot_megatron.hf.index import HFIndex
 from tests import processes
 from tests.support import make_recipe, random_pairs, save_random_hf, write_token_pairs
 
@@ -107,6 +109,15 @@ def test_a_finished_run_is_not_trained_again(undisturbed):
     assert processes.run(command, log) == 0
     assert "holds a finished run of this recipe: nothing is left to do" in processes.output_of(log)
     assert {path: stamp for path, stamp in stamps(run).items() if "heartbeat" not in path.parts} == before
+
+
+def test_a_finished_run_that_is_to_have_another_result_continues(undisturbed):
+    run, log = undisturbed.with_name("other_result"), undisturbed.parent / "other_result.txt"
+    shutil.copytree(undisturbed, run)
+    command, _ = write_run(undisturbed.parent, "undisturbed")
+    assert processes.run([*command, "--set", f"output={run}", "export.dtype=bf16"], log) == 0
+    assert rows(run) == rows(undisturbed)
+    assert set(HFIndex(run / "hf").kinds().values()) == {"BF16"}
 
 
 def stamps(run: Path) -> dict[Path, int]:
