@@ -5,8 +5,10 @@ The rest of the project is written for all of these versions alike.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
-from megatron.core import tensor_parallel
+from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 
@@ -30,3 +32,10 @@ def grads_for_norm(part: DistributedOptimizer) -> list[torch.Tensor]:
     """This rank's gradients, each element on one rank only; 0.19 renamed the method."""
     find = getattr(part, "get_grads_for_grad_norm", None) or part.get_main_grads_for_grad_norm
     return find()
+
+
+def own_async_writer() -> dict[str, str]:
+    """The argument of dist_checkpointing.save for Megatron-Core's own asynchronous writer: 0.19's default is another
+    package's, which need not be installed."""
+    parameters = inspect.signature(dist_checkpointing.save).parameters
+    return {"async_strategy": "mcore"} if "async_strategy" in parameters else {}

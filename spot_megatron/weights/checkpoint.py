@@ -24,6 +24,7 @@ from spot_megatron.errors import CheckpointError
 from spot_megatron.hf.checksums import file_names, sums_of, verify_checksums, write_checksums
 from spot_megatron.model.gpt import PairGPT
 from spot_megatron.model.lora import adapters_of, has_adapters
+from spot_megatron.parallel.versions import own_async_writer
 from spot_megatron.weights.dist_metadata import METADATA, check_metadata
 
 SHARED_FROM_BYTES = 1 << 30  # of a rank's weights: a replica's writer process takes some 250 MB and seconds of its own
@@ -37,7 +38,7 @@ def save_model(chunks: Sequence[PairGPT], folder: Path) -> None:
     program needs an `if __name__ == "__main__"` guard.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _request(chunks, folder).execute_sync()
+    _save(chunks, folder)
 
 
 class ModelWrite:
@@ -46,7 +47,7 @@ class ModelWrite:
     def __init__(self, chunks: Sequence[PairGPT], folder: Path) -> None:
         """Collective."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._request = _request(chunks, folder)
+        self._request = _save(chunks, folder, async_sharded_save=True, **own_async_writer())
         staged = self._request.preload_fn() if self._request.preload_fn else []
         self._buckets = [
             (path, key, (texts, [(item, tensor.clone() if on_cpu(chunks) else tensor) for item, tensor in tensors]))
@@ -84,8 +85,8 @@ def on_cpu(chunks: Sequence[PairGPT]) -> bool:
     return next(chunks[0].parameters()).device.type == "cpu"
 
 
-def _request(chunks: Sequence[PairGPT], folder: Path) -> AsyncRequest:
-    """The save as megatron.core plans it. Collective."""
+def _save(chunks: Sequence[PairGPT], folder: Path, **options: Any) -> AsyncRequest:
+    """megatron.core's save; with async_sharded_save its plan, and no file is written yet. Collective."""
     strategy = get_default_save_sharded_strategy()
     replicas = mpu.get_data_parallel_group(with_context_parallel=True)
     trained = [parameter for chunk in chunks for parameter in chunk.parameters() if parameter.requires_grad]
@@ -93,7 +94,7 @@ def _request(chunks: Sequence[PairGPT], folder: Path) -> AsyncRequest:
     if replicas.size() > 1 and num_bytes > SHARED_FROM_BYTES:  # else the first replica writes everything
         strategy = FullyParallelSaveStrategyWrapper(strategy, replicas)
     return dist_checkpointing.save(
-        model_state(chunks), str(folder), strategy, async_sharded_save=True, content_metadata=_content(chunks)
+        model_state(chunks), str(folder), strategy, content_metadata=_content(chunks), **options
     )
 
 
