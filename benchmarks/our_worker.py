@@ -56,9 +56,10 @@ def main() -> None:
     job = read_job()
     recipe, watch = recipe_of(job), Stopwatch()
     losses, tokens = [], []
+    timeout = recipe.parallel.timeout_minutes
     with (
         parallel_groups(recipe.parallel, "cpu", recipe.seed) as topology,
-        Heartbeat(Path(recipe.output), topology.rank, topology.world, recipe.parallel.timeout_minutes) as heartbeat,
+        Heartbeat(Path(recipe.output), topology.rank, topology.world, timeout, "benchmark") as heartbeat,
     ):
         run = set_up(recipe, topology, heartbeat)
         chunks = build_model(transformer_config(run.hf, recipe, "cpu"), run.hf)

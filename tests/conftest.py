@@ -28,7 +28,7 @@ def _groups_end() -> Iterator[None]:
             for parameter in thing.module.parameters():
                 parameter.__dict__.clear()
         elif isinstance(thing, MegatronOptimizer):
-            inner = getattr(thing, "optimizer", None)
+            inner = vars(thing).get("optimizer")  # a chained one refuses the attribute
             if inner is not None:
                 inner.param_groups.clear()
                 inner.state.clear()

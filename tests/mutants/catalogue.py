@@ -43,9 +43,9 @@ _O, _T, _D, _M = "spot_megatron/objective/", "spot_megatron/train/", "spot_megat
 
 MUTANTS = [
     # objectives
-    Mutant("objective", f"{_O}losses.py", "F.logsigmoid(-reward_rejected)\n", "F.logsigmoid(reward_rejected)\n", LOSSES),
+    Mutant("objective", f"{_O}losses.py", "sigmoid(-reward_rejected, label", "sigmoid(reward_rejected, label", LOSSES),
     Mutant("objective", f"{_O}losses.py", "-(reward_rejected - shift)", "-(reward_rejected + shift)", LOSSES),
-    Mutant("objective", f"{_O}losses.py", "(reward_chosen - reward_rejected)", "(reward_rejected - reward_chosen)", LOSSES),
+    Mutant("objective", f"{_O}losses.py", "(reward_chosen - reward_rejected, label", "(reward_rejected - reward_chosen, label", LOSSES),
     Mutant("objective", f"{_O}losses.py", "-policy_chosen / num_chosen", "-policy_chosen", LOSSES),
     Mutant("objective", f"{_O}reward.py", "torch.exp(logp_S.detach())", "torch.exp(logp_S)", LOSSES),
     Mutant("objective", f"{_O}reward.py", "SHARED] + sums_B3[:, REJECTED]", "REJECTED]", LOSSES),
@@ -132,7 +132,7 @@ MUTANTS = [
     Mutant("files", "tools/pairs/journal.py", "        os.ftruncate(file, end)\n", "        pass\n", FILES),
     Mutant("files", "tools/pairs/journal.py", "zlib.crc32(start)):\n", "int(end[-11:-3], 16)):\n", FILES),
     Mutant("files", "spot_megatron/hf/checksums.py", "if sums.get(name, found[name]) != found[name]:", "if False:", "tests/hf/test_checksums.py"),
-    Mutant("files", f"{_T}checkpoint.py", "        save_checksums(folder)\n", "", CHECKPOINT),
+    Mutant("files", f"{_T}checkpoint.py", "            save_checksums(partial)\n", "", CHECKPOINT),
     Mutant("files", f"{_T}checkpoint.py", "reversed(names[0])", "names[0]", CHECKPOINT),
     Mutant("files", f"{_T}reference.py", 'if last != dump_line({"sha256": hashlib.sha256(b"".join(lines)).hexdigest()}):', "if False:", CHECKPOINT),
 ]  # fmt: skip
