@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 
 from spot_megatron.errors import RecipeError
-from spot_megatron.recipe import RECIPE_FOLDER, Recipe, find_recipe, load_recipe
+from spot_megatron.hf.names import TARGETS
+from spot_megatron.recipe import RECIPE_FOLDER, Lora, Recipe, find_recipe, load_recipe
 from spot_megatron.recipe.__main__ import as_markdown, as_text, sections
 
 
@@ -229,3 +232,8 @@ def test_recipe_help_prints_one_section():
     assert "objective.beta: 0.1   (float, > 0)" in printed
     assert "objective.shift.decay" in printed
     assert "optim.lr" not in printed
+
+
+def test_every_target_of_adapters_can_be_named():
+    (items,) = typing.get_args(Lora.model_fields["targets"].annotation)
+    assert set(typing.get_args(items)) == {*TARGETS, *itertools.chain(*TARGETS.values())}

@@ -117,7 +117,7 @@ class LinearAdapter(torch.nn.Module):
         return self.get_parameter(f"{matrix.leaf}_{side}")
 
     def _mark(self, parameter: torch.nn.Parameter, split_dim: int | None) -> None:
-        """Tells Megatron's gradient reductions and norm what the ranks hold of the parameter."""
+        """Sets the attributes by which Megatron reduces the parameter's gradient and counts it in the norm."""
         marks: dict[str, Any] = {}
         if self.layout.is_expert:  # as _mark_expert_weights (gpt.py) marks the experts' own weights
             marks = {"allreduce": False, "tensor_model_parallel": True}

@@ -55,7 +55,7 @@ class Estimate:
         """Seconds of the run by part."""
         every = self.recipe.checkpoint.every_steps
         saves = (self.load.num_steps - 1) // every if every else 0
-        saves += not self.recipe.export.hf  # after the last step
+        saves += not self.recipe.export.has_result  # after the last step
         disk = time.DISK_BYTES_PER_SECOND
         export = 2 * self.inputs.model.num_parameters / disk if self.recipe.export.hf else 0.0
         return {

@@ -190,7 +190,7 @@ class Checkpoint(Section):
         50,
         ge=1,
         description="Steps between checkpoints; a stop by a signal is saved too. null: only a stop by a signal. "
-        "The last step is exported instead, or saved with export.hf=false.",
+        "The last step is exported instead, or saved if nothing is exported.",
     )
     keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
     background: bool = Field(
@@ -235,6 +235,11 @@ class Export(Section):
     )
     shard_gb: float = Field(5.0, gt=0, description="Upper bound on the size of a safetensors file, in 10^9 bytes.")
     adapter: bool = Field(False, description="With lora: also writes the adapters as a PEFT folder, output/adapter.")
+
+    @property
+    def has_result(self) -> bool:
+        """Whether the last state is exported, so that no checkpoint of it is needed."""
+        return self.hf or self.adapter
 
 
 class Evaluation(Section):

@@ -6,7 +6,7 @@
                                  state.json  step, reward shift, the run's first date, and its identity
                                  SHA256SUMS  of all files; a resume compares them and uses the newest intact checkpoint
                  damaged_step_00000100/      a checkpoint that a resume found damaged and did not use
-    finished.json                the run is complete: its identity, and the digest of its export's SHA256SUMS
+    finished.json                the run is complete: its identity, and the keys and digests of its results
 
 The identity is the part of the recipe that must not change, with digests of the token ids of all pairs and of the
 initial weights. A step's random numbers depend on the seed and the step alone, and the batch sampler is a pure function
@@ -137,7 +137,7 @@ def finished_state(run: Path, recipe: Recipe) -> dict[str, Any] | None:
     if one of them is missing or is another one."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         state: dict[str, Any] = json.loads((run / FINISHED).read_text(encoding="utf-8"))
-        if {"step", "recipe"} <= state.keys() and state["results"] == _results(run, recipe):
+        if "recipe" in state and state["results"] == _results(run, recipe):
             return state
     return None
 
@@ -146,8 +146,8 @@ def _results(run: Path, recipe: Recipe) -> dict[str, Any]:
     """The keys that a finished run's results depend on besides its identity, and digests of these results."""
     dump = recipe.model_dump(mode="json")
     dump["export"].pop("push_to_hub")  # push.py keeps a record of its own
-    files = [run / "hf" / CHECKSUMS] * recipe.export.hf + [run / "adapter" / peft.WEIGHTS] * recipe.export.adapter
-    digests = [file_sha256(file) for file in files]
+    files = {"hf": run / "hf" / CHECKSUMS, "adapter": run / "adapter" / peft.WEIGHTS}
+    digests = {key: file_sha256(file) for key, file in files.items() if dump["export"][key]}
     return {"export": dump["export"], "validation": dump["validation"], "digests": digests}
 
 
@@ -276,10 +276,10 @@ class Checkpoints:
         for old in set(every) - kept:
             shutil.rmtree(old)
 
-    def mark_finished(self, step: int, recipe: Recipe) -> None:
+    def mark_finished(self, recipe: Recipe) -> None:
         """Records that the run is complete, and its results. Rank 0 only."""
         run = self.folder.parent
-        state = {"step": step, "started": self.started.isoformat(), "recipe": self.identity}
+        state = {"started": self.started.isoformat(), "recipe": self.identity}
         write_json(run / FINISHED, state | {"results": _results(run, recipe)})
 
     def resume(self, policy: Policy, shift: RewardShift) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from spot_megatron.hf.folder import HFFolder
 from spot_megatron.model.gpt import PairGPT
 from spot_megatron.model.lora import adapters_off
 from spot_megatron.report.run import EXPORT, MARGIN_LOSS
-from spot_megatron.train.reference import sample_of, sample_sums
+from spot_megatron.train.reference import reward_means, sample_of, sample_sums
 from spot_megatron.train.run_folder import say
 from spot_megatron.train.setup import Setup
 from spot_megatron.weights.export import export_hf
@@ -40,13 +39,13 @@ def export_run(job: Setup, chunks: Sequence[PairGPT], reference: np.ndarray) -> 
     """
     options, beta = job.recipe.export, job.recipe.objective.beta
     sample = sample_of(len(reference), SAMPLE)
-    trained = rewards(beta * (sample_sums(job, chunks, sample) - reference[sample]))
+    trained = reward_means(beta * (sample_sums(job, chunks, sample) - reference[sample]))
     result = job.folder / "hf"
     source = job.weights.folder
     export_hf(chunks, source, result, job.hf, dtype=options.dtype, shard_gb=options.shard_gb, replace=True)
     load_hf(chunks, HFFolder(result), job.hf)
     with adapters_off(chunks):  # they are merged into the folder's weights
-        exported = rewards(beta * (sample_sums(job, chunks, sample) - reference[sample]))
+        exported = reward_means(beta * (sample_sums(job, chunks, sample) - reference[sample]))
     if job.topology.is_main:
         content = {"dtype": options.dtype, "pairs": len(sample), "trained": trained, "exported": exported}
         write_json(job.folder / EXPORT, content)
@@ -59,14 +58,3 @@ def export_run(job: Setup, chunks: Sequence[PairGPT], reference: np.ndarray) -> 
             f"more than {MARGIN_LOSS:.0%} of it; raise optim.lr, or set export.dtype=fp32 with precision.dtype=fp32",
         )
     return result
-
-
-def rewards(rewards_N2: np.ndarray) -> dict[str, Any]:
-    """Means over N pairs of their (chosen, rejected) rewards, by the names of metrics.jsonl."""
-    chosen, rejected = rewards_N2.T
-    return {
-        "reward_chosen": float(chosen.mean()),
-        "reward_rejected": float(rejected.mean()),
-        "reward_margin": float((chosen - rejected).mean()),
-        "reward_accuracy": float((chosen > rejected).mean()),
-    }

@@ -1,7 +1,7 @@
 """Each rank's progress as a file, a report when no rank progresses, and an end for all ranks when one fails.
 
     heartbeat/rank_3         {"step", "doing", "time" in seconds since 1970, "host", "pid", "start"}, as each part of a
-                             run begins; touched as long as the process runs; "start" tells starts of one run apart
+                             run begins; touched as long as the process runs; "start" is equal on the ranks of a start
     heartbeat/stuck.txt      which ranks are behind, and since when; also printed, by the rank that notices first
     heartbeat/rank_3.stack   rank 3's stack when it noticed
     heartbeat/nccl_rank_3    NCCL's last collectives (CUDA only), for `torchfrtrace --prefix nccl_rank_ heartbeat`
@@ -113,7 +113,7 @@ def failed_rank(folder: Path, world: int, start: str) -> int | None:
     for rank in range(world):
         with contextlib.suppress(OSError, ValueError):
             beat = _read(folder / f"rank_{rank}")
-            if beat is None or beat["start"] != start or beat["doing"] == FINISHED:
+            if beat is None or beat.get("start") != start or beat["doing"] == FINISHED:
                 continue
             if beat["doing"].startswith(FAILED) or (beat["host"] == host and not _is_running(beat["pid"])):
                 return rank
@@ -130,7 +130,9 @@ def _is_running(pid: int) -> bool:
 def report(folder: Path, world: int, start: str, timeout: float) -> str:
     """The text of stuck.txt: the ranks that are behind, and every rank's last beat in this start."""
     now, limit = time.time(), REPORT_AT * timeout
-    beats = {rank: beat for rank in range(world) if (beat := _read(folder / f"rank_{rank}")) and beat["start"] == start}
+    beats = {
+        rank: beat for rank in range(world) if (beat := _read(folder / f"rank_{rank}")) and beat.get("start") == start
+    }
     absent = [rank for rank in range(world) if rank not in beats]
     silent = [rank for rank, beat in beats.items() if now - beat["alive"] > limit / 4]
     least = min((beat["step"] for beat in beats.values()), default=0)

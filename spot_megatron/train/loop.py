@@ -69,14 +69,14 @@ def work(job: Setup) -> int:
     stopped = train(job, policy, shift, reference, validation)
     if stopped:
         return EXIT_STOPPED
-    if recipe.export.hf or recipe.export.adapter:
+    if recipe.export.has_result:
         job.heartbeat.beat(job.sampler.num_steps, "exporting")
         policy.gather_weights()
         validation.load_best(policy)
         export(job, policy, reference)
     if topology.is_main:
         write_report(job.folder)
-        job.checkpoints.mark_finished(job.sampler.num_steps, recipe)
+        job.checkpoints.mark_finished(recipe)
     publish(job)
     return 0
 
@@ -101,7 +101,7 @@ def publish(job: Setup) -> None:
 def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray, validation: Validation) -> bool:
     """Runs all updates that are left. Returns True if a signal stopped the run after saving."""
     recipe, topology, num_steps = job.recipe, job.topology, job.sampler.num_steps
-    every, exports = recipe.checkpoint.every_steps, recipe.export.hf or recipe.export.adapter
+    every = recipe.checkpoint.every_steps
     first = job.checkpoints.resume(policy, shift)
     validation.resume(first)
     say(topology, f"{len(job.dataset)} pairs, steps {first} to {num_steps} of {num_steps}")
@@ -138,7 +138,7 @@ def train(job: Setup, policy: Policy, shift: RewardShift, reference: np.ndarray,
                 job.heartbeat.beat(step + 1, "saving")
                 policy.gather_weights()
                 check_weights(policy.bare, step + 1)
-                if stopping or not is_last or not exports:  # the last state is exported instead
+                if stopping or not is_last or not recipe.export.has_result:  # the last state is exported instead
                     job.checkpoints.save(step + 1, policy, shift, validation.best.state_dict())
             if stopping or is_last:
                 job.checkpoints.finish()

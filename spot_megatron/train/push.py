@@ -16,7 +16,10 @@ import yaml
 
 from spot_megatron.errors import RecipeError, TrainingError
 from spot_megatron.files import write_json
+from spot_megatron.hf.checksums import CHECKSUMS
 from spot_megatron.recipe import Recipe
+from spot_megatron.report.run import EXPORT
+from spot_megatron.train.checkpoint import PAIRS, WEIGHTS
 
 RECORD = "hub.json"
 CARD = "README.md"
@@ -43,7 +46,7 @@ def push_to_hub(recipe: Recipe, run: Path, identity: Mapping[str, Any]) -> str |
     """
     name, folder = recipe.export.push_to_hub, run / "hf"
     assert name is not None
-    sums = (folder / "SHA256SUMS").read_text(encoding="utf-8")
+    sums = (folder / CHECKSUMS).read_text(encoding="utf-8")
     record = run / RECORD
     if record.exists() and json.loads(record.read_text(encoding="utf-8")).get("sha256sums") == sums:
         return None
@@ -72,7 +75,7 @@ def push_to_hub(recipe: Recipe, run: Path, identity: Mapping[str, Any]) -> str |
 
 
 def model_card(recipe: Recipe, run: Path, identity: Mapping[str, Any]) -> str:
-    """Markdown with the hub's metadata: objective, data digest, last metrics, evaluation, and the whole recipe."""
+    """Markdown with the hub's metadata: objective, data digest, last metrics, export gate, and the whole recipe."""
     base = recipe.model.hf if not Path(recipe.model.hf).expanduser().is_dir() else None
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["spot", "preference-optimization"]}
     if base:
@@ -80,10 +83,8 @@ def model_card(recipe: Recipe, run: Path, identity: Mapping[str, Any]) -> str:
     last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     shown = ("step", "loss", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy")
     rows = [f"| {key} | {last[key]:.6g} |" for key in shown]
-    for title, file in (("export", "export.json"), ("evaluation", "evaluation.json")):
-        if (run / file).exists():
-            text = json.dumps(json.loads((run / file).read_text(encoding="utf-8")), indent=1)
-            rows += ["", f"## {title.capitalize()}", "", "```json", text, "```"]
+    if (run / EXPORT).exists():
+        rows += ["", "## Export", "", "```json", (run / EXPORT).read_text(encoding="utf-8").strip(), "```"]
     lines = [
         "---",
         yaml.safe_dump(head, sort_keys=False).rstrip(),
@@ -94,8 +95,8 @@ def model_card(recipe: Recipe, run: Path, identity: Mapping[str, Any]) -> str:
         f"Trained from {base or Path(recipe.model.hf).name} with the objective `{recipe.objective.name}` of "
         "spot_megatron (Surgical Post-Training, arXiv 2603.01683).",
         "",
-        f"Data: {identity['num_pairs']} pairs, digest of their token ids `{identity['digest of the pairs']}`; "
-        f"digest of the initial weights `{identity['digest of the initial weights']}`.",
+        f"Data: {identity['num_pairs']} pairs, digest of their token ids `{identity[PAIRS]}`; "
+        f"digest of the initial weights `{identity[WEIGHTS]}`.",
         "",
         "## Last step",
         "",

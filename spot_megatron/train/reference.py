@@ -148,6 +148,17 @@ def sample_sums(job: Setup, chunks: Sequence[PairGPT], sample: np.ndarray) -> np
     return reference_sums(chunks, len(job.dataset), [job.lay_out(plan)], job.topology)[sample]
 
 
+def reward_means(rewards_N2: np.ndarray) -> dict[str, float]:
+    """Means over N pairs of their (chosen, rejected) rewards, by the names of metrics.jsonl."""
+    chosen, rejected = rewards_N2.T
+    return {
+        "reward_chosen": float(chosen.mean()),
+        "reward_rejected": float(rejected.mean()),
+        "reward_margin": float((chosen - rejected).mean()),
+        "reward_accuracy": float((chosen > rejected).mean()),
+    }
+
+
 def rows_of(dataset: PreferencePairDataset, sums: np.ndarray) -> list[dict[str, Any]]:
     """One object a pair: id, logp_chosen, logp_rejected."""
     return [

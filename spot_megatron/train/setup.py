@@ -113,7 +113,13 @@ def set_up(recipe: Recipe, topology: Topology, heartbeat: Heartbeat) -> Setup:
         return replace(job, finished=True)
     folder = prepare_folder(recipe, topology, started)
     if topology.is_main:
-        (folder / FINISHED).unlink(missing_ok=True)  # of other results, or they are gone
+        if (folder / FINISHED).exists():
+            say(
+                topology,
+                f"WARNING: the finished run in {folder} has other results than this recipe (its sections export and "
+                f"validation), or they are gone; continuing from {found.newest or 'the first step'}",
+            )
+            (folder / FINISHED).unlink()
         write_json(folder / "dropped.json", data.training.dropped)
         for damaged, reason in found.damaged.items():
             say(topology, f"WARNING: {reason}. Renamed to {set_aside(damaged)}; continuing from {found.newest}")

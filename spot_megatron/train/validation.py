@@ -27,7 +27,7 @@ from spot_megatron.train.batches import one_pass
 from spot_megatron.train.finite import check_forward, check_weights
 from spot_megatron.train.microbatch import MicroBatch
 from spot_megatron.train.optim import Policy
-from spot_megatron.train.reference import cached_reference, forward_pass, reference_sums
+from spot_megatron.train.reference import cached_reference, forward_pass, reference_sums, reward_means
 from spot_megatron.train.run_folder import say
 from spot_megatron.train.step import ObjectiveLoss
 from spot_megatron.weights.checkpoint import check_checksums, load_model
@@ -66,15 +66,7 @@ class HeldOut:
         batches = map(self.job.lay_out, self.plan)
         values = forward_pass(chunks, (len(self.reference), 3), batches, self.job.topology, values_of)
         self._check(values, step)
-        losses, chosen, rejected = values.T
-        return {
-            "loss": float(losses.mean()),
-            "reward_chosen": float(chosen.mean()),
-            "reward_rejected": float(rejected.mean()),
-            "reward_margin": float((chosen - rejected).mean()),
-            "reward_accuracy": float((chosen > rejected).mean()),
-            "pairs": len(values),
-        }
+        return {"loss": float(values[:, 0].mean()), **reward_means(values[:, 1:]), "pairs": len(values)}
 
     def probe_means(self, chunks: Sequence[PairGPT], step: int) -> dict[str, float]:
         """Mean log-probability of a token of the texts, in nats, and its change from the reference. Collective."""

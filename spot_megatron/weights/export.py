@@ -99,7 +99,7 @@ def export_hf(
     if dist.get_rank() == 0:
         start_partial(destination)
     dist.barrier()
-    _write_shards(chunks, config, kinds, destination, int(shard_gb * 1e9))
+    write_shares(_shares(chunks, config), config, kinds, destination, int(shard_gb * 1e9))
     dist.barrier()
     partial = partial_folder(destination)
     if dist.get_rank() == 0:
@@ -112,12 +112,6 @@ def export_hf(
     if dist.get_rank() == 0:
         publish(destination)
     dist.barrier()
-
-
-def _write_shards(
-    chunks: Sequence[PairGPT], config: HFModelConfig, kinds: Mapping[str, str], destination: Path, shard_bytes: int
-) -> None:
-    write_shares(_shares(chunks, config), config, kinds, destination, shard_bytes)
 
 
 def write_shares(

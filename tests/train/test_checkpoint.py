@@ -139,13 +139,14 @@ FILES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("fault", ["flip", "cut", "remove"])
+FAULTS = [(file, fault) for file in FILES for fault in ("flip", "cut", "remove")]
+FAULTS.remove((CHECKSUMS, "remove"))  # a checkpoint without checksums counts as an earlier version's
+
+
+@pytest.mark.parametrize(("file", "fault"), FAULTS)
 def test_the_newest_intact_checkpoint_is_found(checkpoints, file, fault):
     path = checkpoints / "step_00000006" / file
     content = path.read_bytes()
-    if fault == "remove" and file == CHECKSUMS:
-        pytest.skip("a checkpoint without checksums is an earlier version's")
     if fault == "remove":
         path.unlink()
     else:

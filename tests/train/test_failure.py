@@ -59,6 +59,9 @@ def test_a_finished_rank_has_not_failed(tmp_path):
     (heartbeat.folder / "rank_0").write_text(json.dumps(beat | {"doing": "training", "pid": 2**22 + 1}))
     assert failed_rank(heartbeat.folder, 2, "now") == 0
     assert failed_rank(heartbeat.folder, 2, "another start") is None
+    del beat["start"]  # an earlier version's
+    (heartbeat.folder / "rank_0").write_text(json.dumps(beat | {"doing": "training", "pid": 2**22 + 1}))
+    assert failed_rank(heartbeat.folder, 2, "now") is None
 
 
 def test_a_rank_may_begin_long_before_another(tmp_path):

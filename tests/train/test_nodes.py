@@ -106,14 +106,14 @@ def test_a_stopped_rank_is_reported(folder):
         second.send_signal(signal.SIGSTOP)
         assert first.wait(60) == 1, processes.output_of(logs[0])
     output = processes.output_of(logs[0])
-    told = (run / "heartbeat" / "stuck.txt").read_text()
-    assert told in output
-    assert "STUCK" in told
-    assert "rank 1 is stopped or gone" in told
+    report = (run / "heartbeat" / "stuck.txt").read_text()
+    assert report in output
+    assert "STUCK" in report
+    assert "rank 1 is stopped or gone" in report
     for rank in range(2):
         beat = json.loads((run / "heartbeat" / f"rank_{rank}").read_text())
-        assert f"rank {rank:<4} step {beat['step']:<6} " in told
-    assert f" {beat['doing']}, begun" in told  # of the stopped rank; the other one has failed since
+        assert f"rank {rank:<4} step {beat['step']:<6} " in report
+    assert f" {beat['doing']}, begun" in report  # of the stopped rank; the other one has failed since
     assert json.loads((run / "heartbeat" / "rank_0").read_text())["doing"].startswith("failed: ")
     assert "loop.py" in (run / "heartbeat" / "rank_0.stack").read_text()
     assert not (run / "heartbeat" / "rank_1.stack").exists()

@@ -116,6 +116,7 @@ def test_a_finished_run_that_is_to_have_another_result_continues(undisturbed):
     shutil.copytree(undisturbed, run)
     command, _ = write_run(undisturbed.parent, "undisturbed")
     assert processes.run([*command, "--set", f"output={run}", "export.dtype=bf16"], log) == 0
+    assert "has other results than this recipe" in processes.output_of(log)
     assert rows(run) == rows(undisturbed)
     assert set(HFIndex(run / "hf").kinds().values()) == {"BF16"}
 

@@ -10,11 +10,10 @@ from spot_megatron.errors import CheckpointError
 from spot_megatron.files import write_json
 from spot_megatron.hf.checksums import file_names, sums_of, verify_checksums, write_checksums
 from spot_megatron.hf.output import partial_folder, publish, refuse_destination, start_partial
+from tools.convert.convert import MODEL_FOLDER
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MODEL_FOLDER = "model"
 
 
 def is_of_adapters(checkpoint: Path) -> bool:

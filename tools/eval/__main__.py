@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spot_megatron.errors import EXIT_DONE, EXIT_FAILURE, PairError, UserError, positive_int, print_error
-from tools.eval.answers import Answers, Plan
+from tools.eval.answers import JOURNAL, Answers, Plan
 from tools.eval.benchmarks import BENCHMARKS, MAX_TOKENS, TEMPERATURE, TOP_K, TOP_P, find_benchmark
 from tools.eval.evaluation import RESULT, ask_server, num_missing, plan_digest, result, weights_digest, write_result
 from tools.eval.page import page
@@ -23,6 +23,7 @@ from tools.eval.questions import Items, read_questions
 from tools.eval.table import table
 from tools.pairs.cli import HelpFormatter, add_endpoint_options, make_client, output_folder, run_program
 from tools.pairs.grade import Grader
+from tools.pairs.journal import settings_file
 from tools.pairs.sampling import Sampling
 
 
@@ -49,7 +50,7 @@ def evaluate(args: argparse.Namespace, parent: Path = Path("runs/eval")) -> dict
     weights = {name: local_weights(model, urls_of(args, name)) for name, model in sides.items()}
     names = [*sides.values(), *weights.values()]
     output = args.output or parent / plan_digest(plan, make_sampling(args, args.model), names)
-    output_folder(output, ("responses.jsonl", RESULT), *(asked.path for asked in plan.benchmarks))
+    output_folder(output, (JOURNAL, RESULT), *(asked.path for asked in plan.benchmarks))
     print(f"responses, evaluation.json and evaluation.html: {output}", file=sys.stderr, flush=True)
     grader = Grader(args.grade_workers)
     try:
@@ -138,8 +139,8 @@ def collect(
 
 def earlier_base(args: argparse.Namespace, plan: Plan, grader: Grader) -> Answers:
     """The base's answers from the folder of its own evaluation, which must have been sampled in the same way."""
-    folder, sampling = args.base_evaluation, make_sampling(args, "")
-    side = folder / "responses.jsonl.settings.json"
+    folder = args.base_evaluation
+    side = settings_file(folder / JOURNAL)
     try:
         before: dict[str, Any] = json.loads(side.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

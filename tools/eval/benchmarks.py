@@ -15,7 +15,7 @@ TEMPERATURE, TOP_P, TOP_K, MAX_TOKENS = 0.7, 0.8, 20, 32_768
 IN_DOMAIN, OUT_OF_DOMAIN, INSTRUCTIONS, OWN = "in-domain", "OOD", "IFEval", "own"
 
 CHOICE_SUFFIX = (
-    "Reason step by step, and end your solution with this line, in which LETTER stands for your choice:\n"
+    "Reason step by step, and end your solution with this line, with LETTER replaced by the letter of your choice:\n"
     r"Therefore, the final answer is: $\boxed{LETTER}$."
 )
 

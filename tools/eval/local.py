@@ -23,13 +23,10 @@ from tools.pairs.client import Calls, Completion
 from tools.pairs.pool import progress_bar
 from tools.pairs.sampling import Key
 
-BATCH_SIZE = 128
 _MEMORY_SHARE = 0.6  # of free memory, for keys and values
 
 
-def answer_locally(
-    answers: Answers, folder: Path, batch_size: int = BATCH_SIZE, device: str = "auto", label: str = "model"
-) -> None:
+def answer_locally(answers: Answers, folder: Path, batch_size: int, device: str = "auto", label: str = "model") -> None:
     """Sample, grade and record every pending sample.
 
     Raises WeightError when the folder holds no model, or no tokenizer and chat template to ask it with.

@@ -44,7 +44,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def t_quantile(degrees: int, level: float = 0.975) -> float:
-    """Student's t quantile: exact for one and two degrees of freedom, else within 0.2 % (Cornish-Fisher expansion)."""
+    """Student's t quantile: exact for one and two degrees of freedom, otherwise within 0.2 % (Cornish-Fisher)."""
     if degrees == 1:
         return math.tan(math.pi * (level - 0.5))
     if degrees == 2:

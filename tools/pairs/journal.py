@@ -39,7 +39,7 @@ class Journal:
         self.path = path
         self._lock = _take_lock(path.with_name(path.name + ".lock"))
         try:
-            _check_settings(path.with_name(path.name + ".settings.json"), settings, path, depends)
+            _check_settings(settings_file(path), settings, path, depends)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             self.num_torn_bytes = _cut_torn_tail(self._file)
             self._size = os.fstat(self._file).st_size
@@ -140,6 +140,11 @@ def _take_lock(path: Path) -> int:
             f"{path.parent}: this file system does not support file locks ({error.strerror}), without which two "
             "processes could write here at once. Give an --output on a local disk, or mount it with locks."
         ) from None
+
+
+def settings_file(journal: Path) -> Path:
+    """The file beside a journal that holds the settings its records were made with."""
+    return journal.with_name(journal.name + ".settings.json")
 
 
 def _check_settings(path: Path, settings: dict[str, Any], journal: Path, depends: Callable[[Row], bool]) -> None:
