@@ -35,6 +35,10 @@ TABLE = "tests/tools/pairs/test_grading_table.py::test_the_table"
 GRADE = "tests/tools/pairs/test_grade.py::test_whole_responses"
 FILES = "tests/tools/pairs/test_files.py"
 CHECKPOINT = "tests/train/test_checkpoint.py"
+BACKGROUND = f"{CHECKPOINT}::test_a_save_in_the_background_has_the_bits_of_its_step"
+VALIDATION = "tests/train/test_validation.py"
+BEST = "tests/train/test_best.py"
+FAILURE = "tests/train/test_failure.py"
 LORA = "tests/model/test_lora.py"
 LORA_SPLITS = "tests/train/test_lora_parity.py::test_nothing_depends_on_the_split"
 LORA_RUN = "tests/train/test_lora.py"
@@ -50,6 +54,22 @@ MUTANTS = [
     Mutant("objective", f"{_O}reward.py", "torch.exp(logp_S.detach())", "torch.exp(logp_S)", LOSSES),
     Mutant("objective", f"{_O}reward.py", "SHARED] + sums_B3[:, REJECTED]", "REJECTED]", LOSSES),
     Mutant("objective", f"{_O}reward.py", "beta * (policy_B - reference_B)", "policy_B - reference_B", LOSSES),
+    Mutant("validation", f"{_D}holdout.py", "int.from_bytes(prompt_digest(record)[:8]", "int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:8]", "tests/data/test_holdout.py"),
+    Mutant("validation", f"{_T}validation.py", 'fixed = RewardShift("none", 0.0, value=shift)', 'fixed = RewardShift("none", 0.0, value=0.0)', VALIDATION),
+    Mutant("validation", f"{_T}validation.py", "torch.random.fork_rng([device] if device.type == \"cuda\" else [])", "torch.random.fork_rng(enabled=False)", VALIDATION,
+           "no random number is drawn in a validation: the dropout is 0. The fork guards later layers"),
+    Mutant("validation", f"{_T}validation.py", "if best.step != self.in_model:", "if False:", BEST),
+    Mutant("validation", f"{_T}validation.py", 'sign = -1 if self.key == "loss" else 1', "sign = 1", BEST),
+    Mutant("validation", f"{_T}validation.py", "self.num_since += 1", "self.num_since = 1", BEST),
+    Mutant("validation", f"{_T}checkpoint.py", "kept |= set() if step is None else {self.path(step)}", "kept |= set()", BEST),
+    Mutant("results", f"{_T}checkpoint.py", 'state["results"] == _results(run, recipe)', "True", "tests/train/test_resume.py::test_a_finished_run_that_is_to_have_another_result_continues"),
+    Mutant("results", f"{_T}export_gate.py", "load_hf(chunks, HFFolder(result), job.hf)", "pass", "tests/train/test_export_gate.py"),
+    Mutant("background", "spot_megatron/weights/checkpoint.py", "tensor.clone() if on_cpu(chunks) else tensor", "tensor", BACKGROUND),
+    Mutant("background", f"{_T}optimizer_state.py", "        self._planner.copy()\n", "", BACKGROUND),
+    Mutant("failure", f"{_T}heartbeat.py", 'beat.get("start") != start or', "", FAILURE),
+    Mutant("objective", f"{_O}losses.py", "+ label_smoothing * F.logsigmoid(-logit)", "+ label_smoothing * F.logsigmoid(logit)", LOSSES),
+    Mutant("objective", f"{_O}losses.py", "losses + sft_weight * sft(", "losses + sft(", LOSSES),
+    Mutant("gate", f"{_T}gate.py", "known[0] + objective.sft_weight * nll", "known[0] + nll", GATE),
     # delta
     Mutant("delta", f"{_O}shift.py", "self.decay * self.value + (1 - self.decay)", "(1 - self.decay) * self.value + self.decay", SHIFT),
     Mutant("delta", f"{_O}shift.py", "/ self.num_updates", "/ (self.num_updates + 1)", SHIFT),
