@@ -48,6 +48,7 @@ class ModelWrite:
         """Collective."""
         folder.mkdir(parents=True, exist_ok=True)
         self._request = _save(chunks, folder, async_sharded_save=True, **own_async_writer())
+        self._results: dict[int, Any] = {}
         staged = self._request.preload_fn() if self._request.preload_fn else []
         self._buckets = [
             (path, key, (texts, [(item, tensor.clone() if on_cpu(chunks) else tensor) for item, tensor in tensors]))
@@ -56,7 +57,6 @@ class ModelWrite:
 
     def write(self) -> None:
         """Writes this rank's files. megatron.core's own function forks processes, which a thread should not."""
-        results: dict[int, Any] = {}
         for number, bucket in enumerate(self._buckets):
             written, running = queue.SimpleQueue[tuple[int, Any]](), queue.Queue[int]()
             running.put(number)
@@ -68,15 +68,20 @@ class ModelWrite:
                 count_queue=running,
                 use_fsync=True,
             )
-            _, results[number] = written.get()
-            if isinstance(results[number], Exception):
-                raise results[number]
+            _, results = written.get()
+            if isinstance(results, Exception):
+                raise results
+            self._results[number] = results
         self._buckets.clear()
-        if results:
-            self._request.async_fn_args[2].put(results)
 
     def finish(self) -> None:
-        """Writes .metadata and metadata.json. Collective; after `write` on every rank."""
+        """Writes .metadata and metadata.json. Collective; after `write` on every rank.
+
+        megatron.core passes results through one queue of the process. They are put there only now: those of a save that
+        is never finished would become the metadata of the next one.
+        """
+        if self._results:
+            self._request.async_fn_args[2].put(self._results)
         for finalize in self._request.finalize_fns:
             finalize()
 

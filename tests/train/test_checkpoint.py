@@ -17,13 +17,16 @@ import pytest
 
 from spot_megatron.errors import CheckpointError
 from spot_megatron.hf.checksums import CHECKSUMS
+from spot_megatron.hf.config import read_hf_config
 from spot_megatron.objective.shift import RewardShift
+from spot_megatron.recipe import Lora
 from spot_megatron.train.checkpoint import Checkpoints, Found, find_intact, set_aside
 from spot_megatron.train.optim import make_trainable
 from spot_megatron.train.optimizer_state import OptimizerWrite
 from spot_megatron.train.reference import read_reference, write_reference
 from spot_megatron.train.run_folder import locked
-from spot_megatron.weights.checkpoint import ModelWrite
+from spot_megatron.weights.adapters import attach_adapters
+from spot_megatron.weights.checkpoint import ModelWrite, load_model, save_model
 from tests.processes import ROOT
 from tests.support import make_recipe, one_process, random_model, save_random_hf
 
@@ -110,6 +113,15 @@ def test_a_kill_during_a_background_write_leaves_the_earlier_checkpoint(world, m
     written.set()
     made.finish()
     assert find_intact(made.folder).newest == made.folder / "step_00000004"
+
+
+def test_a_save_that_is_never_finished_leaves_no_trace_in_the_next(world, tmp_path):
+    """Results that it left in megatron.core's queue would become the next checkpoint's metadata."""
+    policy, _ = world
+    ModelWrite(policy.bare, tmp_path / "abandoned").write()
+    attach_adapters(policy.bare, read_hf_config(tmp_path / "model"), Lora(rank=2), 0)  # other tensors are saved
+    save_model(policy.bare, tmp_path / "next")
+    load_model(policy.bare, tmp_path / "next")
 
 
 @pytest.mark.parametrize("part", [ModelWrite, OptimizerWrite])
