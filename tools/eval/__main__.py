@@ -210,8 +210,7 @@ def parser() -> argparse.ArgumentParser:
         help="results of lm-eval or lighteval, for the page",
     )
     parser.add_argument("--json", action="store_true", help="print evaluation.json instead of the table")
-    add_endpoint_options(parser, concurrency=256)
-    next(action for action in parser._actions if action.dest == "model").required = True
+    add_endpoint_options(parser, concurrency=256, takes_folder=True)
     return parser
 
 

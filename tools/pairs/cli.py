@@ -50,15 +50,18 @@ def _say(message: str, code: int) -> int:
     return code
 
 
-def add_endpoint_options(parser: argparse.ArgumentParser, concurrency: int) -> None:
-    """Options of the endpoint: addresses, key, rates, retries."""
+def add_endpoint_options(parser: argparse.ArgumentParser, concurrency: int, takes_folder: bool = False) -> None:
+    """Options of the endpoint: addresses, key, rates, retries. `takes_folder`: without an address --model is a folder,
+    so the program always needs it."""
     group = parser.add_argument_group(
         "endpoint", f"The API key is read from {API_KEY_VARIABLE}; local servers need none."
     )
     group.add_argument(
         "--base-url", nargs="+", metavar="URL", help="one or more OpenAI-compatible servers of the same model"
     )
-    group.add_argument("--model", help="the name under which the servers serve it")
+    name = "the name under which the servers serve it"
+    model_help = f"{name}; without --base-url a model folder" if takes_folder else name
+    group.add_argument("--model", required=takes_folder, help=model_help)
     group.add_argument(
         "--api-key-env", default=API_KEY_VARIABLE, metavar="NAME", help="environment variable that holds the key"
     )
